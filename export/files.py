@@ -1,0 +1,65 @@
+"""Writing files and folders whole or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ALMOST_FULL = 2**16
+"""A disk with fewer free bytes is taken to be the reason of a failed write."""
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, and renames it to `path` when the block ends well.
+
+    Works for files and for folders; on an error, or an interruption, nothing is left under `path` that was not there
+    before, and a temporary left by a killed program is overwritten by the next one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".partial.{path.name}")
+    remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            remove(path)
+        temporary.replace(path)
+    except Exception as error:
+        if free_bytes(path.parent) < ALMOST_FULL:  # Writers say so in many ways: OSError, RuntimeError, their own.
+            raise disk_full(path) from error
+        raise
+    finally:
+        remove(temporary)
+
+
+def free_bytes(path: str | Path) -> int:
+    """Returns the free space of the disk that a path lies on, or would."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def disk_full(path: str | Path) -> OSError:
+    """Returns the error of a disk that has no room for `path`."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def remove(path: str | Path) -> None:
+    """Removes a file or a folder with all it holds; does nothing where there is none."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> Path:
+    """Returns `path`, or raises `FileExistsError` where something is there already and `overwrite` is false."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; pass overwrite to replace it.")
+    return path

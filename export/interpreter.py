@@ -1,0 +1,115 @@
+"""Running a TensorFlow Lite classifier as a user's program does: pixels in, logits out."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+class Classifier:
+    """A TensorFlow Lite file with one picture input and one output of class scores.
+
+    Args:
+        path: The `.tflite` file.
+        num_threads: Threads of the interpreter; 1 gives comparable times.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no TensorFlow Lite model, or not from a picture to class scores.
+    """
+
+    def __init__(self, path: str | Path, num_threads: int = 1) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
+        try:
+            self._interpreter = Interpreter(str(path), num_threads=num_threads)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a TensorFlow Lite model that can be run here: {error}") from error
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*inputs, *outputs)]
+        if len(inputs) != 1 or len(outputs) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3 or len(shapes[1]) != 2:
+            raise ValueError(
+                f"{path} must take pictures, (B, H, W, 3), and give class scores, (B, num_classes). "
+                f"Received: shapes={shapes}"
+            )
+        self._input, self._output = inputs[0], outputs[0]
+        self.batch_size = shapes[0][0]
+        self.image_size = shapes[0][1:3]
+        self.num_classes = shapes[1][1]
+
+    def logits(self, pictures: np.ndarray) -> np.ndarray:
+        """Returns the float32 class scores, `(n, num_classes)`, of pictures `(n, H, W, 3)` with pixels 0 to 255."""
+        scores = [self._run(pictures[i : i + self.batch_size]) for i in range(0, len(pictures), self.batch_size)]
+        return np.concatenate(scores)
+
+    def set_input(self, pictures: np.ndarray) -> None:
+        """Writes one batch of pictures, `(batch_size, H, W, 3)`, quantised as the file wants it."""
+        self._interpreter.set_tensor(self._input["index"], _quantised(pictures, self._input))
+
+    def invoke(self) -> None:
+        """Runs the file once on the input that was set."""
+        self._interpreter.invoke()
+
+    def _run(self, pictures: np.ndarray) -> np.ndarray:
+        filled = np.take(pictures, range(self.batch_size), axis=0, mode="wrap")
+        self.set_input(filled)
+        self.invoke()
+        return _real(self._interpreter.get_tensor(self._output["index"]), self._output)[: len(pictures)]
+
+    def operators(self) -> "OperatorCensus":
+        """Counts the operators of the file, and the delegate's partitions of the graph that runs here."""
+        details = self._interpreter._get_ops_details()
+        dtypes = {detail["index"]: np.dtype(detail["dtype"]) for detail in self._interpreter.get_tensor_details()}
+        partitions, names, floating = 0, Counter(), Counter()
+        for operator in details:
+            name = operator["op_name"]
+            if name == "DELEGATE":
+                partitions += 1
+                continue
+            names[name] += 1
+            tensors = (int(i) for i in (*operator["inputs"], *operator["outputs"]) if i >= 0)
+            if any(dtypes[i].kind == "f" for i in tensors if i in dtypes):
+                floating[name] += 1
+        return OperatorCensus(
+            names.total(), names.total() - floating.total(), floating.total(), partitions, dict(names)
+        )
+
+
+@dataclass(frozen=True)
+class OperatorCensus:
+    """What a file is made of.
+
+    Attributes:
+        total: Number of operators.
+        integer: Operators none of whose tensors is of a floating-point type.
+        float: The others, QUANTIZE and DEQUANTIZE included.
+        delegate_partitions: Parts of the graph that the CPU delegate (XNNPACK) takes; 1 is best, 0 is none.
+        names: Operator name to number.
+    """
+
+    total: int
+    integer: int
+    float: int
+    delegate_partitions: int
+    names: dict[str, int]
+
+
+def _quantised(values: np.ndarray, detail: dict) -> np.ndarray:
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind == "f":
+        return np.asarray(values, dtype)
+    scale, zero_point = detail["quantization"]
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(np.asarray(values) / scale) + zero_point, limits.min, limits.max).astype(dtype)
+
+
+def _real(values: np.ndarray, detail: dict) -> np.ndarray:
+    if values.dtype.kind == "f":
+        return values.astype("float32")
+    scale, zero_point = detail["quantization"]
+    return ((values.astype("float64") - zero_point) * scale).astype("float32")

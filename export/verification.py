@@ -1,0 +1,116 @@
+"""The proof: an exported file against the Keras model, on real data."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from .interpreter import Classifier, OperatorCensus
+from .latency import Latency, measure_latency
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a file does on the test pictures, beside the Keras model.
+
+    Attributes:
+        accuracy: Share of the pictures that the file classifies rightly, 0 to 1.
+        accuracy_interval: Its 95 % interval (Wilson), 0 to 1.
+        agreement: Share of the pictures on which file and Keras model name the same class, 0 to 1.
+        max_abs_logit_error: Largest difference of a logit from the Keras model's.
+        bytes: Size of the file.
+        operators: What the file is made of.
+    """
+
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    agreement: float
+    max_abs_logit_error: float
+    bytes: int
+    operators: OperatorCensus
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A file's `Agreement` and `Latency`."""
+
+    file: Path
+    agreement: Agreement
+    latency: Latency
+
+
+def verify(
+    model: keras.Model,
+    files: Mapping[str, str | Path],
+    dataset: Iterable[tuple[np.ndarray, np.ndarray]],
+    threads: int = 1,
+) -> dict[str, Proof]:
+    """Runs files and the Keras model they come from over a test set.
+
+    Args:
+        model: The Keras model, from pixels to logits.
+        files: Name to TensorFlow Lite file.
+        dataset: Batches of pictures, `(B, H, W, 3)` with pixels 0 to 255, and integer labels, `(B,)`.
+        threads: Threads of the interpreter while latency is measured.
+
+    Returns:
+        Name to proof.
+
+    Raises:
+        ValueError: an empty dataset, or a file that does not fit the model.
+        FileNotFoundError: a file that is not there.
+    """
+    batches = [(np.asarray(images), np.asarray(labels)) for images, labels in dataset]
+    if not batches:
+        raise ValueError("dataset must hold at least one batch. Received: none")
+    images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    reference = model.predict(images, verbose=0)
+    agreements = {name: compare(file, images, labels, reference) for name, file in files.items()}
+    latencies = measure_latency(files, images[0], threads)
+    return {name: Proof(Path(files[name]), agreements[name], latencies[name]) for name in files}
+
+
+def compare(file: str | Path, images: np.ndarray, labels: np.ndarray, reference: np.ndarray) -> Agreement:
+    """Runs one file over test pictures and holds it against the Keras model's logits.
+
+    Args:
+        file: A TensorFlow Lite file.
+        images: `(n, H, W, 3)`, pixels 0 to 255.
+        labels: `(n,)`, integers.
+        reference: The Keras model's logits, `(n, num_classes)`.
+    """
+    classifier = Classifier(file)
+    expected = (*images.shape[1:3], reference.shape[1])
+    if (*classifier.image_size, classifier.num_classes) != expected:
+        raise ValueError(
+            f"{file} must take {expected[0]}x{expected[1]} pictures and give {expected[2]} scores. Received: "
+            f"image_size={classifier.image_size}, num_classes={classifier.num_classes}"
+        )
+    logits = classifier.logits(images)
+    predicted = logits.argmax(axis=1)
+    right = int((predicted == labels).sum())
+    return Agreement(
+        accuracy=right / len(labels),
+        accuracy_interval=wilson_interval(right, len(labels)),
+        agreement=float((predicted == reference.argmax(axis=1)).mean()),
+        max_abs_logit_error=float(np.abs(logits - reference).max()),
+        bytes=Path(file).stat().st_size,
+        operators=classifier.operators(),
+    )
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Returns the 95 % interval of a rate.
+
+    Reference:
+        Wilson, "Probable inference, the law of succession, and statistical inference" (JASA 22, 1927).
+    """
+    rate = successes / trials
+    centre = rate + z * z / (2 * trials)
+    spread = z * (rate * (1 - rate) / trials + z * z / (4 * trials * trials)) ** 0.5
+    scale = 1 + z * z / trials
+    low = (centre - spread) / scale if successes else 0.0
+    high = (centre + spread) / scale if successes < trials else 1.0
+    return low, high

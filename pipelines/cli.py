@@ -1,0 +1,206 @@
+"""The command line, `vit-keras`: each command is one thin function over a public Python call.
+
+Imports no TensorFlow before a command runs, so that `--help` answers at once.
+"""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jsonargparse
+
+import vit_keras
+from vit_keras.messages import nearest
+
+from .config import ExportConfig, RunConfig
+from .run_folder import read_config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, or 2 after one sentence about what was wrong."""
+    try:
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        parser, commands = build_parser()
+        _check_config_files(arguments)
+        options = parser.parse_args(arguments)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        logging.getLogger("vit_keras").setLevel(logging.INFO if options.verbose else logging.WARNING)
+        commands[options.command](options[options.command])
+    except KeyboardInterrupt:
+        print("vit-keras: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError, jsonargparse.ArgumentError) as error:
+        if os.environ.get("VIT_KERAS_TRACEBACK"):
+            raise
+        print(f"vit-keras: error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> tuple[jsonargparse.ArgumentParser, dict[str, Callable[[Any], None]]]:
+    """Returns the parser, and the function of each command."""
+    parser = _parser(
+        prog="vit-keras", description="From a folder of pictures to a Vision Transformer, proven on the device."
+    )
+    parser.add_argument("--version", action="version", version=f"vit-keras {vit_keras.__version__}")
+    parser.add_argument("--verbose", default=False, action="store_true", help="Say what is being done.")
+    subcommands = parser.add_subcommands(dest="command", metavar="COMMAND", required=True)
+    commands = {}
+    for name, (function, add_arguments, text) in _COMMANDS.items():
+        sub = _parser(prog=f"vit-keras {name}", description=text)
+        add_arguments(sub)
+        subcommands.add_subcommand(name, sub, help=text)
+        commands[name] = function
+    return parser, commands
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are one sentence, with the nearest flag for an unknown one."""
+
+    def error(self, message: str, *args, **kwargs) -> None:
+        unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+        if unknown:
+            flag = unknown[1].split("=")[0]
+            flags = [option for action in self._actions for option in action.option_strings]
+            message = f"Unknown flag {flag!r} of {self.prog.replace(' [options]', '')}.{nearest(flag, flags)}"
+        command = re.search(r"invalid choice: '(\S*)' \(choose from (.+)\)", message)
+        if command:
+            known = re.findall(r"\w+", command[2])
+            message = f"Unknown command {command[1]!r}.{nearest(command[1], known)} Commands: {', '.join(known)}"
+        elif 'expected "command" to be one of' in message:
+            message = f"A command is missing. Commands: {', '.join(_COMMANDS)}"
+        raise ValueError(message)
+
+
+def _parser(**kwargs) -> jsonargparse.ArgumentParser:
+    return _Parser(allow_abbrev=False, exit_on_error=False, **kwargs)
+
+
+def _sentence(error: BaseException) -> str:
+    """Returns an error's message in one line; of a system error, what happened and to which file."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """Reads the files of `--config` first: the parser's own errors do not name them."""
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        if flag == "--config" or flag.startswith("--config="):
+            read_config(flag.partition("=")[2] or value)
+
+
+def _quiet_tensorflow() -> None:
+    """Imports TensorFlow without the lines that its libraries print about GPUs that are not there."""
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+# Commands
+
+
+def _add_run(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with settings, such as a run's config.yaml.")
+    parser.add_class_arguments(RunConfig)
+    _add_overwrite(parser)
+
+
+def _add_overwrite(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", default=False, action="store_true", help="Replace what is there already.")
+
+
+def _run_config(options: Any) -> RunConfig:
+    values = options.clone().as_dict()
+    for key in ("config", "overwrite"):
+        values.pop(key, None)
+    return RunConfig.from_dict(values)
+
+
+def _run(options: Any) -> None:
+    config = _run_config(options)
+    _quiet_tensorflow()
+    from . import display, running
+
+    report = running.run(config, options.overwrite, verbose=display.progress())
+    display.proof(report, running.folder_of(config))
+
+
+def _train(options: Any) -> None:
+    config = _run_config(options)
+    _quiet_tensorflow()
+    from . import display, running
+
+    display.evaluation(running.train(config, options.overwrite, verbose=display.progress()))
+
+
+def _add_evaluate(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN_OR_FILE", help="A run's folder, or a .tflite file of a run.")
+
+
+def _evaluate(options: Any) -> None:
+    _quiet_tensorflow()
+    from . import display, running
+
+    display.evaluation(running.evaluate(options.path))
+
+
+def _add_export(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN", help="A run's folder.")
+    parser.add_class_arguments(ExportConfig)
+    _add_overwrite(parser)
+
+
+def _export(options: Any) -> None:
+    values = options.clone().as_dict()
+    path, overwrite = values.pop("path"), values.pop("overwrite")
+    config = ExportConfig(**values)
+    _quiet_tensorflow()
+    from . import display, running
+
+    display.proof(running.export(path, config, overwrite), path)
+
+
+def _add_predict(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN_OR_FILE", help="A run's folder, or a .tflite file.")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="JPEG, PNG, BMP or GIF files.")
+
+
+def _predict(options: Any) -> None:
+    _quiet_tensorflow()
+    from . import display, prediction
+
+    display.predictions(prediction.predict(options.path, options.pictures))
+
+
+def _add_list(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", help="Shell-style pattern, such as 'vit_b*'.")
+
+
+def _list(options: Any) -> None:
+    _quiet_tensorflow()
+    from . import display
+
+    display.presets(options.pattern)
+
+
+_COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[jsonargparse.ArgumentParser], None], str]] = {
+    "run": (_run, _add_run, "Train, export, prove and report."),
+    "train": (_train, _add_run, "Train only; `run` with the same settings goes on from there."),
+    "evaluate": (_evaluate, _add_evaluate, "Evaluate a run or one of its files on its test pictures."),
+    "export": (_export, _add_export, "Export a run's model and prove the files."),
+    "predict": (_predict, _add_predict, "Name what pictures show."),
+    "list": (_list, _add_list, "List the presets."),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Naming what pictures show, with a run's Keras model or with an exported file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import vit_keras
+from vit_keras.export import Classifier
+from vit_keras.export.saved_model import decode_picture
+
+from .datasets import picture_fault
+from .run_folder import RunFolder, read_labels
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a picture shows: the class's name and its probability, 0 to 1."""
+
+    picture: str
+    label: str
+    probability: float
+
+
+def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction]:
+    """Classifies picture files.
+
+    Args:
+        path: A run's folder, or a `.tflite` file; class names are read from the `labels.txt` beside it or above it.
+        pictures: JPEG, PNG, BMP or GIF files.
+
+    Returns:
+        One prediction per picture, in their order.
+
+    Raises:
+        FileNotFoundError: a model or a picture that is not there.
+        ValueError: a file that is no model, or no whole picture.
+    """
+    path = Path(path)
+    for picture in pictures:
+        if not Path(picture).is_file():
+            raise FileNotFoundError(f"No picture at {picture}.")
+        fault = picture_fault(picture)
+        if fault:
+            raise ValueError(f"{picture} cannot be used as a picture: {fault}.")
+    if path.suffix == ".tflite":
+        classifier = Classifier(path)
+        logits = classifier.logits(_read(pictures, classifier.image_size))
+        labels = _labels_near(path, classifier.num_classes)
+    else:
+        folder = RunFolder(path)
+        model = vit_keras.load_model(folder.require_model())
+        logits = model.predict(_read(pictures, model.input_shape[1:3]), verbose=0)
+        labels = read_labels(folder.labels_file, logits.shape[1])
+    chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    return [Prediction(str(p), labels[c.argmax()], float(c.max())) for p, c in zip(pictures, chances, strict=True)]
+
+
+def _read(pictures: Sequence[str | Path], image_size: tuple[int, int]) -> np.ndarray:
+    pixels = [decode_picture(tf.io.read_file(str(picture)), image_size) for picture in pictures]
+    return np.stack(pixels).astype("float32")
+
+
+def _labels_near(file: Path, num_classes: int) -> tuple[str, ...]:
+    """Returns the class names of the `labels.txt` beside a file or one folder up; numbers where there is none."""
+    for folder in (file.resolve().parent, file.resolve().parent.parent):
+        if (folder / "labels.txt").is_file():
+            return read_labels(folder / "labels.txt", num_classes)
+    return tuple(str(i) for i in range(num_classes))

@@ -1,0 +1,168 @@
+"""The folder of a run: what lies where, and whether it is new, unfinished or finished. Imports no TensorFlow."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vit_keras.export.files import remove, replacing
+
+from .config import RunConfig
+
+
+class RunFolder:
+    """Names the files of a run, and reads and writes the small ones. Every file is whole or absent.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.model_file = self.path / "model.keras"
+        self.metrics_file = self.path / "metrics.csv"
+        self.environment_file = self.path / "environment.json"
+        self.labels_file = self.path / "labels.txt"
+        self.history_plot = self.path / "history.png"
+        self.confusion_plot = self.path / "confusion.png"
+        self.export = self.path / "export"
+        self.saved_model = self.export / "saved_model"
+        self.report_json = self.path / "report.json"
+        self.report_html = self.path / "report.html"
+        self.state = self.path / ".state"
+        """What an interrupted run goes on from; removed when the run is finished."""
+
+    def tflite_file(self, kind: str) -> Path:
+        """The TensorFlow Lite file of a kind."""
+        return self.export / f"model.{kind}.tflite"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has gone all the way to its report."""
+        return self.report_json.exists() and not self.state.exists()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run has its model."""
+        return self.model_file.exists()
+
+    def begin(self, config: RunConfig, overwrite: bool) -> None:
+        """Makes the folder ready: a new run starts, an unfinished one with the same configuration goes on.
+
+        Args:
+            config: The resolved configuration.
+            overwrite: Whether to clear a run that is there.
+
+        Raises:
+            FileExistsError: the folder holds something that is no run, or a run of another configuration.
+        """
+        if self.config_file.exists() and overwrite:
+            self.clear()
+        elif self.config_file.exists():
+            differences = _differences(self.load_config().to_dict(), config.to_dict())
+            if differences:
+                raise FileExistsError(
+                    f"{self.path} holds an unfinished run with other settings ({'; '.join(differences)}); "
+                    "call it with the same settings to go on, or with --overwrite to start again."
+                )
+            return
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise FileExistsError(f"{self.path} exists and is no run; choose another folder with --out.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_text(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+
+    def clear(self) -> None:
+        """Removes what a run has written, the configuration last, and nothing else."""
+        for file in (self.report_json, self.report_html, self.model_file, self.metrics_file, self.environment_file):
+            remove(file)
+        for file in (self.labels_file, self.history_plot, self.confusion_plot, self.export, self.state):
+            remove(file)
+        remove(self.config_file)
+
+    def load_config(self) -> RunConfig:
+        """Reads the run's configuration.
+
+        Raises:
+            FileNotFoundError: the folder is not there, or is no run.
+            ValueError: the file is no configuration.
+        """
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"No run at {self.path}: there is no such folder.")
+        if not self.config_file.is_file():
+            raise FileNotFoundError(f"No run at {self.path}: it holds no {self.config_file.name}.")
+        return read_config(self.config_file)
+
+    def require_model(self) -> Path:
+        """Returns the model's file, or raises `FileNotFoundError` where the run has none."""
+        self.load_config()
+        if not self.trained:
+            raise FileNotFoundError(
+                f"The run at {self.path} has no {self.model_file.name}: it was not trained to the end."
+            )
+        return self.model_file
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Returns one row per epoch of the training."""
+        with self.metrics_file.open(newline="") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    def save_model(self, model) -> None:
+        """Saves the trained Keras model whole."""
+        with replacing(self.model_file) as temporary:
+            model.save(temporary)
+
+    def write_text(self, file: Path, text: str) -> None:
+        """Writes a file whole."""
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def write_json(self, file: Path, values: dict[str, Any]) -> None:
+        """Writes a JSON file whole."""
+        self.write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_config(file: str | Path) -> RunConfig:
+    """Reads a configuration from a YAML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no configuration; the message names it.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"No configuration at {file}.")
+    try:
+        return RunConfig.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{file} is no configuration of a run: {error}") from error
+
+
+def read_labels(file: str | Path, num_classes: int) -> tuple[str, ...]:
+    """Reads class names, one a line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not name `num_classes` classes.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"No class names at {file}.")
+    names = tuple(file.read_text(encoding="utf-8").splitlines())
+    if len(names) != num_classes:
+        raise ValueError(f"{file} must name {num_classes} classes. Received: {len(names)}")
+    return names
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lists what differs between two configurations, as "fit.epochs: 20, now 30"; the folder's name may."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, f"{prefix}{key}.")
+        elif before != now and prefix + key != "out":
+            found.append(f"{prefix}{key}: {before}, now {now}")
+    return found

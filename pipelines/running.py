@@ -1,0 +1,364 @@
+"""The whole way, stage by stage: pictures, training, evaluation, export, proof, report.
+
+Every stage leaves whole files behind and is skipped when they are there: an interrupted run goes on where it was.
+"""
+
+import dataclasses
+import errno
+import json
+import logging
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+import vit_keras
+from vit_keras import create_model, explain, get_preset
+from vit_keras.export import Agreement, OperatorCensus, compare, measure_latency, to_saved_model, to_tflite_files
+from vit_keras.export.files import free_bytes, remove
+
+from . import report as reporting
+from .config import ExportConfig, RunConfig
+from .datasets import ImageData, load_data, median_side
+from .evaluation import Evaluation, evaluate_model
+from .preprocessing import batches, load_pixels, training_batches
+from .run_folder import RunFolder
+from .training import fit, write_metrics
+
+logger = logging.getLogger(__name__)
+
+REPORT_FORMAT = 1
+BYTES_PER_PARAMETER = 48
+"""Disk space of a run: two training states with their optimisers, the model, the SavedModel, six files."""
+NUM_PICTURES = 12
+"""Test pictures on the report's page."""
+
+
+def run(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> dict[str, Any]:
+    """Goes the whole way: trains, exports, proves and reports.
+
+    Args:
+        config: What to run.
+        overwrite: Whether to replace a run that is in the folder already.
+        verbose: Progress of the training, as in `model.fit`.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        FileExistsError: the folder holds a finished run, one of other settings, or something else.
+        ValueError: data or settings that cannot be used.
+    """
+    folder, config, data, model = _prepare(config, overwrite, "finished")
+    model = _trained_model(folder, config, data, model, verbose)
+    with _timed(folder, "export"):
+        _export(folder, config.export, model, data)
+    return _report(folder, config, data, model)
+
+
+def train(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> Evaluation:
+    """Trains a model and leaves it in the run's folder; `run` with the same settings goes on from there.
+
+    Returns:
+        The model's evaluation on the test split.
+    """
+    folder, config, data, model = _prepare(config, overwrite, "trained")
+    model = _trained_model(folder, config, data, model, verbose)
+    return evaluate_model(model, data.test)
+
+
+def evaluate(path: str | Path) -> Evaluation:
+    """Evaluates a run, or one TensorFlow Lite file of a run, on the run's test split.
+
+    Args:
+        path: A run's folder, or a `.tflite` file in its `export/`.
+    """
+    path = Path(path)
+    is_file = path.suffix == ".tflite"
+    if is_file and not path.is_file():
+        raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
+    folder = RunFolder(path.resolve().parent.parent if is_file else path)
+    data = _load(folder.load_config())
+    if not is_file:
+        return evaluate_model(vit_keras.load_model(folder.require_model()), data.test)
+    from vit_keras.export import Classifier
+
+    from .evaluation import evaluate_logits
+
+    classifier = Classifier(path)
+    images = (images for images, _ in batches(data.test, classifier.image_size, 256).as_numpy_iterator())
+    return evaluate_logits(np.concatenate([classifier.logits(batch) for batch in images]), data.test.labels)
+
+
+def export(path: str | Path, config: ExportConfig | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Exports a run's model again, proves the files, and renews the run's report.
+
+    Args:
+        path: A run's folder.
+        config: What to export; the run's own settings if `None`.
+        overwrite: Whether to replace files that are there already; without it they are kept and proven again.
+
+    Returns:
+        The content of `report.json`.
+    """
+    folder = RunFolder(path)
+    run_config = folder.load_config()
+    config = config or run_config.export
+    model = vit_keras.load_model(folder.require_model())
+    data = _load(run_config)
+    if overwrite:
+        for file in (folder.saved_model, *(folder.tflite_file(kind) for kind in config.kinds)):
+            remove(file)
+    _export(folder, config, model, data)
+    return _report(folder, dataclasses.replace(run_config, export=config), data, model)
+
+
+def folder_of(config: RunConfig) -> Path:
+    """Returns the folder that a run of this configuration goes into."""
+    if config.out:
+        return Path(config.out)
+    return Path("runs") / Path(config.data).expanduser().resolve().name.replace(":", "_")
+
+
+# Stages
+
+
+def _prepare(config: RunConfig, overwrite: bool, until: str) -> tuple[RunFolder, RunConfig, ImageData, keras.Model]:
+    """Loads the data, resolves what the configuration leaves open, builds the model, and makes the folder ready.
+
+    In this order, so that whatever can be refused is refused before a file is touched.
+    """
+    folder = RunFolder(folder_of(config))
+    if getattr(folder, until) and not overwrite:
+        raise FileExistsError(f"{folder.path} holds a finished run; --overwrite replaces it.")
+    if config.model != "auto":
+        get_preset(config.model)
+    data = _load(config)
+    config = _resolve(config, folder, data)
+    keras.utils.set_random_seed(config.fit.seed)
+    model = create_model(config.model, len(data.classes), config.input.image_size, **config.override)
+    needed = BYTES_PER_PARAMETER * model.count_params()
+    if free_bytes(folder.path) < needed:
+        raise OSError(
+            errno.ENOSPC, f"A run of {config.model} needs about {needed / 1e6:.1f} MB of disk", str(folder.path)
+        )
+    folder.begin(config, overwrite)
+    return folder, config, data, model
+
+
+def _load(config: RunConfig) -> ImageData:
+    return load_data(config.data, config.input.dir, config.input.split_seed)
+
+
+def _resolve(config: RunConfig, folder: RunFolder, data: ImageData) -> RunConfig:
+    name = config.model if config.model != "auto" else _fitting_model(data)
+    image_size = config.input.image_size or get_preset(name).image_size
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    noise = config.augment.noise
+    if noise is None:
+        noise = 0.15 if max(image_size) <= 16 else 0.0
+    epochs = config.fit.epochs
+    if epochs is None:
+        steps_per_epoch = max(1, len(data.train) // config.fit.batch_size)
+        epochs = max(20, min(120, math.ceil(2000 / steps_per_epoch)))
+    return dataclasses.replace(
+        config,
+        model=name,
+        out=str(folder.path),
+        input=dataclasses.replace(config.input, image_size=image_size),
+        augment=dataclasses.replace(config.augment, noise=noise),
+        fit=dataclasses.replace(config.fit, epochs=epochs),
+    )
+
+
+def _fitting_model(data: ImageData) -> str:
+    """Chooses the small preset whose input size is next to the pictures' own."""
+    presets = ("vit_micro_patch2_8", "vit_mini_patch4_28", "vit_mini_patch4_32", "vit_mini_patch8_64")
+    side = median_side(data.train)
+    return min(presets, key=lambda name: abs(math.log(get_preset(name).image_size[0] / side)))
+
+
+def _trained_model(
+    folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model, verbose: str | int
+) -> keras.Model:
+    """Trains a fresh model, or loads the run's where that was done before."""
+    if folder.trained:
+        return vit_keras.load_model(folder.model_file)
+    with _timed(folder, "training"):
+        image_size = model.input_shape[1:3]
+        batch_size = min(config.fit.batch_size, len(data.train))
+        pixels = load_pixels(data.train, image_size)
+        rows = fit(
+            model,
+            lambda epoch: training_batches(pixels, image_size, batch_size, config.augment, config.fit.seed, epoch),
+            batches(load_pixels(data.validation, image_size), image_size, 256),
+            config.fit,
+            len(data.train) // batch_size,
+            folder.state / "training",
+            verbose,
+        )
+    write_metrics(rows, folder.metrics_file)
+    reporting.plot_history(rows, folder.history_plot)
+    folder.write_text(folder.labels_file, "\n".join(data.classes) + "\n")
+    folder.write_json(folder.environment_file, _environment(config))
+    # A plain loss, so that the file loads in any program that knows our layers.
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    folder.save_model(model)
+    remove(folder.state / "training")
+    return model
+
+
+def _export(folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData) -> None:
+    if config.saved_model and not folder.saved_model.exists():
+        to_saved_model(model, folder.saved_model)
+    missing = {kind: folder.tflite_file(kind) for kind in config.kinds if not folder.tflite_file(kind).exists()}
+    if missing:
+        image_size = model.input_shape[1:3]
+        sample = _stratified_sample(data.train.labels, config.calibration_pictures, seed=0)
+        pictures = (images for images, _ in batches(data.train.take(sample), image_size, 64).as_numpy_iterator())
+        to_tflite_files(model, missing, pictures)
+
+
+def _stratified_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns indices of about `count` examples, as many of each class as there are to be had."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), int)  # How many of the same class come before, in the shuffled order.
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    return order[np.argsort(rank[order], kind="stable")][:count]
+
+
+def _report(folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model) -> dict[str, Any]:
+    """Proves every file and writes the report."""
+    with _timed(folder, "proof"):
+        evaluation = evaluate_model(model, data.test)
+        image_size = model.input_shape[1:3]
+        test = batches(data.test, image_size, 256)
+        images = np.concatenate([images for images, _ in test.as_numpy_iterator()])
+        artefacts = _prove(folder, config.export, evaluation, images)
+    matrix = evaluation.confusion()
+    content = {
+        "format": REPORT_FORMAT,
+        "model": {
+            "name": config.model,
+            "parameters": model.count_params(),
+            "image_size": list(image_size),
+            "classes": list(data.classes),
+        },
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+        "keras": {"accuracy": evaluation.accuracy, "loss": evaluation.loss},
+        "artefacts": artefacts,
+    }
+    reporting.write_html(
+        folder.report_html,
+        content,
+        yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True),
+        reporting.plot_history(folder.read_metrics()),
+        reporting.plot_confusion(matrix, data.classes, folder.confusion_plot),
+        _pictures(model, evaluation, images, data.classes),
+    )
+    folder.write_json(folder.report_json, content)
+    remove(folder.state)
+    return content
+
+
+def _prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, images: np.ndarray) -> list[dict[str, Any]]:
+    """Holds every file against the Keras model; what was measured before an interruption is not measured again."""
+    files = {kind: folder.tflite_file(kind) for kind in config.kinds}
+    agreements = {kind: _agreement(folder, kind, file, evaluation, images) for kind, file in files.items()}
+    latencies = measure_latency(files, images[0], config.threads)
+    return [
+        {
+            "kind": kind,
+            "file": str(file.relative_to(folder.path).as_posix()),
+            "bytes": agreements[kind].bytes,
+            "accuracy": agreements[kind].accuracy,
+            "accuracy_interval": list(agreements[kind].accuracy_interval),
+            "agreement": agreements[kind].agreement,
+            "max_abs_logit_error": agreements[kind].max_abs_logit_error,
+            "latency_ms": dataclasses.asdict(latencies[kind]),
+            "operators": dataclasses.asdict(agreements[kind].operators),
+            "integer_only": agreements[kind].operators.float == 0,
+        }
+        for kind, file in files.items()
+    ]
+
+
+def _agreement(folder: RunFolder, kind: str, file: Path, evaluation: Evaluation, images: np.ndarray) -> Agreement:
+    """Compares one file, or takes the comparison that an interrupted run has left for the same file."""
+    state = folder.state / f"proof.{kind}.json"
+    stamp = file.stat().st_mtime_ns
+    if state.exists():
+        saved = json.loads(state.read_text())
+        if saved.pop("stamp") == stamp:
+            operators = OperatorCensus(**saved.pop("operators"))
+            return Agreement(accuracy_interval=tuple(saved.pop("accuracy_interval")), operators=operators, **saved)
+    agreement = compare(file, images, evaluation.labels, evaluation.logits)
+    folder.write_json(state, {"stamp": stamp, **dataclasses.asdict(agreement)})
+    return agreement
+
+
+def _pictures(model: keras.Model, evaluation: Evaluation, images: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Plots wrong predictions first, at most half of the pictures, then right ones of all classes."""
+    labels, predictions = evaluation.labels, evaluation.predictions
+    wrong = np.nonzero(predictions != labels)[0][: NUM_PICTURES // 2]
+    right = np.nonzero(predictions == labels)[0]
+    right = right[_stratified_sample(labels[right], NUM_PICTURES - len(wrong), seed=0)]
+    chosen = np.concatenate([wrong, right])
+    chances = np.asarray(keras.ops.softmax(evaluation.logits[chosen])).max(axis=1)
+    return reporting.plot_pictures(
+        images[chosen],
+        explain.rollout_maps(model, images[chosen]),
+        [classes[i] for i in labels[chosen]],
+        [classes[i] for i in predictions[chosen]],
+        chances.tolist(),
+    )
+
+
+def _environment(config: RunConfig) -> dict[str, Any]:
+    """Returns what a result may depend on: versions, seeds, hardware."""
+    packages = ("keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "numpy", "scikit-learn")
+    return {
+        "vit_keras": vit_keras.__version__,
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in packages},
+        "backend": keras.backend.backend(),
+        "seed": config.fit.seed,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@contextmanager
+def _timed(folder: RunFolder, stage: str) -> Iterator[None]:
+    """Says in the log how long a stage took."""
+    logger.info("%s: %s", folder.path, stage)
+    start = time.monotonic()
+    yield
+    logger.info("%s: %s took %.1f s", folder.path, stage, time.monotonic() - start)

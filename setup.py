@@ -1,0 +1,62 @@
+"""Packaging: three folders, one package. Beside it, pyproject.toml holds the settings of the tools."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vit_keras" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+TEST = [
+    "import-linter>=2.1",
+    "ipykernel>=6.29",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "packaging>=24.0",
+    "pyright>=1.1.390",
+    "pytest>=8.3",
+    "ruff>=0.9",
+    "setuptools>=77",  # A test builds a wheel without isolation.
+]
+
+setup(
+    name="vit-keras-edge",
+    version=VERSION,
+    description="From a folder of pictures to a Vision Transformer that is proven on the device",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        "vit_keras",
+        "vit_keras.layers",
+        "vit_keras.models",
+        "vit_keras.heads",
+        "vit_keras.export",
+        "vit_keras.pipelines",
+    ],
+    package_dir={"vit_keras": "vit_keras", "vit_keras.export": "export", "vit_keras.pipelines": "pipelines"},
+    package_data={"vit_keras": ["py.typed"]},
+    install_requires=[
+        "ai-edge-litert>=2.1",
+        "ai-edge-quantizer>=0.5",
+        "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so.
+        "jsonargparse>=4.40",
+        "keras>=3.10",
+        "matplotlib>=3.9",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "scikit-learn>=1.5",
+        "tensorflow>=2.19",
+        "tensorflow-datasets>=4.9.7",
+    ],
+    extras_require={
+        "test": TEST,
+        "gpu": ["tensorflow[and-cuda]>=2.19"],
+        "dev": [*TEST, "pre-commit>=4.0"],
+    },
+    entry_points={"console_scripts": ["vit-keras = vit_keras.pipelines.cli:main"]},
+)

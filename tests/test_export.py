@@ -1,0 +1,247 @@
+"""Files: every kind against the Keras model, the SavedModel's signatures, calibration, refusals."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from harness import randomise_zeros
+
+from vit_keras import create_model, load_model
+from vit_keras.export import KINDS, Classifier, measure_latency, to_saved_model, to_tflite, to_tflite_files, verify
+from vit_keras.export.calibrate import sample, tensor_ranges
+from vit_keras.export.conversion import _batches
+from vit_keras.export.files import replacing
+from vit_keras.export.verification import wilson_interval
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    model = create_model("vit_micro_patch2_8", 4, num_layers=2)
+    randomise_zeros(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def files(model, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    return to_tflite_files(model, {kind: folder / f"{kind}.tflite" for kind in KINDS}, [pictures[:32]])
+
+
+@pytest.fixture(scope="module")
+def proofs(model, pictures, files):
+    labels = model.predict(pictures, verbose=0).argmax(1)
+    return verify(model, files, [(pictures[:40], labels[:40]), (pictures[40:], labels[40:])])
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "share"),
+    [
+        ("float32", 1e-4, 0.9),
+        ("float16", 1e-2, 0.6),
+        ("dynamic_int8", 0.1, 0.5),
+        ("static_int8", 0.1, 0.5),
+        ("full_int8", 0.4, 0.5),
+        ("int16x8", 0.1, 0.55),
+    ],
+)
+def test_kind(proofs, kind, error, share):
+    proof, float32 = proofs[kind], proofs["float32"]
+    assert proof.agreement.max_abs_logit_error < error
+    assert proof.agreement.accuracy == proof.agreement.agreement > 0.8
+    assert proof.agreement.bytes == proof.file.stat().st_size
+    assert proof.agreement.bytes <= share * float32.agreement.bytes or kind == "float32"
+    operators = proof.agreement.operators
+    assert operators.total == operators.integer + operators.float == sum(operators.names.values())
+    assert (operators.float == 0) == KINDS[kind].integer_only
+    assert 0 < proof.latency.p50 <= proof.latency.p90
+    assert proof.latency.threads == 1
+
+
+def test_float32_is_one_partition_of_builtins(proofs):
+    operators = proofs["float32"].agreement.operators
+    assert operators.delegate_partitions == 1
+    assert operators.names["GELU"] == 2
+    assert operators.names["FULLY_CONNECTED"] == 2 * 4 + 1
+    assert not any(name.startswith("Flex") or name in ("NEG", "SHAPE", "PACK", "GATHER") for name in operators.names)
+
+
+def test_static_int8_computes_its_products_in_int8(files):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(files["static_int8"]))
+    interpreter.allocate_tensors()
+    types = {detail["index"]: detail["dtype"] for detail in interpreter.get_tensor_details()}
+    products = [o for o in interpreter._get_ops_details() if o["op_name"] in ("FULLY_CONNECTED", "CONV_2D")]
+    assert len(products) == 10
+    assert all(types[o["inputs"][0]] == types[o["outputs"][0]] == np.int8 for o in products)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("full_int8", np.uint8), ("int16x8", np.int16), ("static_int8", np.float32)]
+)
+def test_input_and_output_types(files, kind, dtype):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(files[kind]))
+    [image], [logits] = interpreter.get_input_details(), interpreter.get_output_details()
+    assert image["dtype"] == logits["dtype"] == dtype
+    assert tuple(image["shape"]) == (1, 8, 8, 3)
+    assert np.dtype(KINDS[kind].input_dtype) == dtype
+    if kind == "full_int8":
+        np.testing.assert_allclose(image["quantization"], (1, 0))  # The bytes of a picture go in as they are.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signature_has_names(files, kind):
+    from ai_edge_litert.interpreter import Interpreter
+
+    signatures = Interpreter(str(files[kind])).get_signature_list()
+    assert signatures == {"serving_default": {"inputs": ["images"], "outputs": ["logits"]}}
+
+
+def test_batch_of_several(model, pictures, tmp_path):
+    files = to_tflite_files(
+        model, {"float32": tmp_path / "a", "full_int8": tmp_path / "b"}, [pictures[:30]], batch_size=4
+    )
+    expected = model.predict(pictures[:10], verbose=0)
+    classifier = Classifier(files["float32"])
+    assert classifier.batch_size == 4
+    np.testing.assert_allclose(classifier.logits(pictures[:10]), expected, atol=1e-4)
+    np.testing.assert_allclose(Classifier(files["full_int8"]).logits(pictures[:10]), expected, atol=0.4)
+
+
+def test_saved_model_signatures(model, pictures, tmp_path):
+    loaded = tf.saved_model.load(str(to_saved_model(model, tmp_path / "saved")))
+    expected = model.predict(pictures[:3], verbose=0)
+    outputs = loaded.signatures["serving_default"](images=tf.constant(pictures[:3]))
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+    np.testing.assert_allclose(tf.reduce_sum(outputs["probabilities"], axis=1), 1, atol=1e-5)
+    encoded = [tf.io.encode_png(picture.astype("uint8")).numpy() for picture in pictures[:3]]
+    outputs = loaded.signatures["serving_bytes"](encoded=tf.constant(encoded))
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+    large = tf.io.encode_jpeg(np.full((40, 60, 3), 200, "uint8"))
+    outputs = loaded.signatures["serving_bytes"](encoded=tf.stack([large]))
+    np.testing.assert_allclose(outputs["logits"], model.predict(np.full((1, 8, 8, 3), 200.0), verbose=0), atol=1e-2)
+
+
+def test_existing_files_are_kept(model, pictures, tmp_path):
+    file = tmp_path / "m.tflite"
+    file.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"m\.tflite"):
+        to_tflite(model, file)
+    (tmp_path / "saved").mkdir()
+    with pytest.raises(FileExistsError, match="saved"):
+        to_saved_model(model, tmp_path / "saved")
+    assert file.read_text() == "mine"
+
+
+def test_failed_conversion_leaves_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "tensorflow.py").write_text("raise RuntimeError('no converter today')")
+    with pytest.raises(RuntimeError, match="no converter today"):
+        to_tflite(model, tmp_path / "m.tflite")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == ["tensorflow.py"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "calibration", "words"),
+    [
+        ("full_int8", None, "full_int8"),
+        ("full_int8", [], "at least one picture"),
+        ("full_int8", [np.zeros((1, 9, 9, 3))], r"\(1, 9, 9, 3\)"),
+        ("full_int8", [np.full((1, 8, 8, 3), np.nan)], "NaN"),
+        ("static_int8", [np.full((1, 8, 8, 3), 256.0)], "max=256"),
+        ("static_int8", [np.full((1, 8, 8, 3), -1.0)], "min=-1"),
+        ("fullint8", None, "Did you mean 'full_int8'"),
+    ],
+)
+def test_wrong_calibration_or_kind(model, tmp_path, kind, calibration, words):
+    with pytest.raises(ValueError, match=words):
+        to_tflite(model, tmp_path / "m.tflite", kind, calibration)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sample_takes_what_is_needed():
+    batches = iter([np.full((3, 2, 2, 3), 9.0)] * 5)
+    pictures = sample(batches, (2, 2), limit=7)
+    assert pictures.shape == (7, 2, 2, 3)
+    assert (pictures[0, 0] == [[0, 0, 0], [255, 255, 255]]).all()
+    assert (pictures[0, 1] == 9).all()
+    assert (pictures[1:] == 9).all()
+    assert len(list(batches)) == 2
+
+
+def test_tensor_ranges_are_true_extremes(model, pictures, files):
+    ranges = tensor_ranges(files["float32"].read_bytes(), (p[None] for p in pictures[:5]), {"CONV_2D"})
+    patches = keras.Model(model.input, model.get_layer("patch_embedding").output).predict(pictures[:5], verbose=0)
+    lows, highs = ([float(r[k][0]) for r in ranges.values()] for k in ("min", "max"))
+    assert len(ranges) == 2
+    assert min(abs(low - patches.min()) for low in lows) < 1e-4
+    assert min(abs(high - patches.max()) for high in highs) < 1e-4
+
+
+def test_batches_wrap_around():
+    chunks = list(_batches(np.arange(5), 3))
+    assert [c.tolist() for c in chunks] == [[0, 1, 2], [3, 4, 0]]
+
+
+def test_latency_measures_all_files(files, pictures):
+    latencies = measure_latency({k: files[k] for k in ("float32", "int16x8")}, pictures[0], 2, rounds=2, seconds=0.01)
+    assert latencies["float32"].threads == 2
+    assert latencies["float32"].p50 < latencies["int16x8"].p50
+
+
+def test_verify_refuses_files_of_another_model(model, pictures, files, tmp_path):
+    other = create_model("vit_micro_patch2_8", 5, num_layers=1)
+    with pytest.raises(ValueError, match="num_classes=4"):
+        verify(other, {"float32": files["float32"]}, [(pictures, np.zeros(64, int))])
+    with pytest.raises(ValueError, match="at least one batch"):
+        verify(model, files, [])
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        Classifier(tmp_path / "nothing.tflite")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x1c\x00\x00\x00TFL3" + bytes(64)])
+def test_damaged_file_is_refused(tmp_path, content):
+    file = tmp_path / "broken.tflite"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.tflite"):
+        Classifier(file)
+
+
+def test_load_model_refuses_what_is_no_model(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        load_model(tmp_path / "none.keras")
+    model.save(tmp_path / "whole.keras")
+    content = (tmp_path / "whole.keras").read_bytes()
+    (tmp_path / "cut.keras").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"cut\.keras"):
+        load_model(tmp_path / "cut.keras")
+
+
+def test_wilson_interval():
+    np.testing.assert_allclose(wilson_interval(355, 360), (0.96793, 0.99405), atol=1e-4)
+    assert wilson_interval(0, 10)[0] == 0
+    assert wilson_interval(10, 10)[1] == 1
+
+
+def test_replacing_is_all_or_nothing(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with pytest.raises(RuntimeError), replacing(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    with replacing(file) as temporary:
+        temporary.write_text("new")
+    assert file.read_text() == "new"
+    with replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "x").write_text("1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]

@@ -1,0 +1,131 @@
+"""Every preset: parameters as published at full depth, everything else at depth 2."""
+
+import keras
+import numpy as np
+import pytest
+from harness import check_classifier, randomise_zeros
+
+from vit_keras import create_model, get_preset, list_models
+from vit_keras.heads import classifier
+from vit_keras.models import vit
+
+PUBLISHED = {
+    "vit_base_patch16_224": 86_567_656,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_large_patch16_224": 304_326_632,
+    "vit_huge_patch14_224": 632_045_800,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if get_preset(name).parameters])
+def test_parameter_count(name):
+    """Extrapolated from depths 1 and 2, which is exact: all blocks are alike."""
+    preset = get_preset(name)
+    one, two = (create_model(name, num_layers=n).count_params() for n in (1, 2))
+    assert one + (preset.arguments["num_layers"] - 1) * (two - one) == preset.parameters
+    assert preset.parameters == PUBLISHED.get(name, preset.parameters)
+
+
+def test_full_depth_count():
+    assert create_model("vit_tiny_patch16_224").count_params() == 5_717_416
+
+
+@pytest.mark.parametrize("name", [n for n in list_models() if n.split("_")[1] in ("tiny", "small", "micro", "mini")])
+def test_preset(name, tmp_path):
+    check_classifier(create_model(name, num_classes=5, num_layers=2), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in list_models() if n.split("_")[1] in ("base", "large", "huge")])
+def test_large_preset(name, tmp_path):
+    check_classifier(create_model(name, num_classes=5, num_layers=2), tmp_path)
+
+
+OPTIONS = {
+    "average": {"pooling": "average"},
+    "sincos": {"position_embedding": "sincos_2d"},
+    "regularised": {"dropout_rate": 0.1, "attention_dropout_rate": 0.1, "drop_path_rate": 0.2, "layer_scale_init": 0.1},
+    "no bias": {"use_qkv_bias": False},
+    "not square": {"image_size": (16, 24)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name, tmp_path):
+    options = {"image_size": 16, **OPTIONS[name]}
+    check_classifier(create_model("vit_micro_patch2_8", 3, num_layers=2, patch_size=4, **options), tmp_path)
+
+
+def test_backbone_outputs():
+    outputs = vit(16, 4, 8, 1, 2, 16)(np.zeros((2, 16, 16, 3)))
+    assert {k: tuple(v.shape) for k, v in outputs.items()} == {
+        "tokens": (2, 16, 8),
+        "prefix": (2, 1, 8),
+        "pooled": (2, 8),
+    }
+    outputs = vit(16, 4, 8, 1, 2, 16, pooling="average")(np.ones((2, 16, 16, 3)))
+    assert set(outputs) == {"tokens", "pooled"}
+    np.testing.assert_allclose(outputs["pooled"], np.mean(outputs["tokens"], axis=1), atol=1e-5)
+
+
+def test_pooled_is_the_normalised_class_token():
+    model = vit(16, 4, 8, 2, 2, 16)
+    x = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
+    normed = keras.Model(model.input, model.get_layer("norm").output)(x)
+    np.testing.assert_allclose(model(x)["pooled"], normed[:, 0], atol=1e-6)
+
+
+def test_preprocessing_normalises_pixels():
+    with_pixels = create_model("vit_micro_patch2_8", 4)
+    without = create_model("vit_micro_patch2_8", 4, include_preprocessing=False)
+    randomise_zeros(with_pixels)
+    without.set_weights(with_pixels.get_weights())
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 3))
+    np.testing.assert_allclose(with_pixels(pixels), without(pixels / 127.5 - 1), atol=1e-5)
+    assert with_pixels.layers[1].name == "normalization"
+
+
+def test_drop_path_rises_linearly():
+    model = vit(16, 4, 8, 5, 2, 16, drop_path_rate=0.4)
+    np.testing.assert_allclose(
+        [model.get_layer(f"block_{i}").drop_path_rate for i in range(5)], [0, 0.1, 0.2, 0.3, 0.4]
+    )
+
+
+def test_model_is_flat_and_loads_with_plain_keras(tmp_path):
+    model = create_model("vit_micro_patch2_8", 4)
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    model.save(tmp_path / "m.keras")
+    assert keras.models.load_model(tmp_path / "m.keras").count_params() == model.count_params()
+
+
+def test_fit_on_arrays():
+    """Inside a user's own program: two separable classes are learnt."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 256)
+    images = rng.uniform(0, 100, (256, 8, 8, 3)) + 150 * labels[:, None, None, None] * (np.arange(8) < 4)[:, None, None]
+    model = create_model("vit_micro_patch2_8", 2, num_layers=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.AdamW(1e-3), loss, metrics=["accuracy"])
+    model.fit(images, labels, epochs=3, verbose=0)
+    assert model.evaluate(images, labels, verbose=0)[1] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: create_model("vit_base_patch16_225"), "Did you mean 'vit_base_patch16_224'"),
+        (lambda: create_model("vit_micro_patch2_8", num_layer=2), "Did you mean 'num_layers'"),
+        (lambda: create_model("vit_micro_patch2_8", image_size=9), r"image_size=\(9, 9\), patch_size=2"),
+        (lambda: create_model("vit_micro_patch2_8", num_classes=1), "num_classes=1"),
+        (lambda: create_model("vit_micro_patch2_8", pooling="max"), "pooling='max'"),
+        (lambda: create_model("vit_micro_patch2_8", position_embedding="x"), "position_embedding='x'"),
+        (lambda: create_model("vit_micro_patch2_8", num_layers=0), "num_layers=0"),
+        (lambda: classifier(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), 3), "pooled"),
+    ],
+)
+def test_wrong_arguments_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -1,0 +1,320 @@
+"""Decoding, cropping, batches in order, and batches for training: the same for the same seed, epoch and index."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from vit_keras.export.saved_model import decode_picture, fit_picture
+from vit_keras.pipelines import preprocessing
+from vit_keras.pipelines.config import AugmentConfig
+from vit_keras.pipelines.datasets import Split
+from vit_keras.pipelines.preprocessing import batches, load_pixels, training_batches
+
+OFF = AugmentConfig(shift=0, rotation=0, zoom=0, noise=0, flip=False)
+FULL = AugmentConfig(shift=0.2, rotation=30, zoom=0.2, noise=0.2, flip=True)
+COUNT, BATCH = 20, 6
+PER_EPOCH = COUNT // BATCH
+
+
+def smooth(height, width, seed=0):
+    """A picture without sharp edges, uint8 `(height, width, 3)`."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype="uint8")
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def arrays(count=COUNT, side=8):
+    """Pictures that all differ, with their index as the label."""
+    return Split(np.stack([smooth(side, side, i) for i in range(count)]), np.arange(count, dtype="int32"))
+
+
+def as_paths(split, folder):
+    folder.mkdir()
+    for i, pixels in enumerate(split.images):
+        Image.fromarray(pixels).save(folder / f"{i:03}.png")
+    return Split(tuple(str(file) for file in sorted(folder.iterdir())), split.labels)
+
+
+def as_bytes(split):
+    return Split(tuple(open(file, "rb").read() for file in split.images), split.labels)
+
+
+def mixed_files(folder, count=5):
+    """Files of many sizes."""
+    folder.mkdir()
+    files = []
+    for i in range(count):
+        files.append(str(folder / f"{i}.png"))
+        Image.fromarray(smooth(10 + 7 * i, 40 - 5 * i, i)).save(files[-1])
+    return Split(tuple(files), np.arange(count, dtype="int32"))
+
+
+def stream(split, config=OFF, seed=0, epochs=1, first_epoch=0, image_size=(8, 8), batch_size=BATCH):
+    """Returns the epochs of a training stream: pixels `(epochs, n, H, W, 3)` and labels `(epochs, n)`."""
+    dataset = training_batches(split, image_size, batch_size, config, seed, first_epoch)
+    per_epoch = len(split) // batch_size
+    taken = list(itertools.islice(dataset.as_numpy_iterator(), epochs * per_epoch))
+    images, labels = (np.concatenate(part) for part in zip(*taken, strict=True))
+    return images.reshape(epochs, -1, *images.shape[1:]), labels.reshape(epochs, -1)
+
+
+# One picture
+
+
+def pil_fit(image, image_size):
+    height, width = image_size
+    scale = min(image.height / height, image.width / width)
+    box_height, box_width = max(round(scale * height), 1), max(round(scale * width), 1)
+    top, left = (image.height - box_height) // 2, (image.width - box_width) // 2
+    return image.crop((left, top, left + box_width, top + box_height)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 100), (101, 37), (9, 200), (7, 5), (30, 40)])
+@pytest.mark.parametrize("image_size", [(32, 32), (16, 24), (30, 40), (1, 1)])
+def test_centre_crop_and_size_match_pil(tmp_path, shape, image_size):
+    Image.fromarray(smooth(*shape)).save(tmp_path / "picture.png")
+    found = decode_picture(tf.io.read_file(str(tmp_path / "picture.png")), image_size).numpy()
+    expected = np.asarray(pil_fit(Image.open(tmp_path / "picture.png"), image_size))
+    assert found.dtype == np.uint8 and found.shape == (*image_size, 3)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(fit_picture(tf.constant(smooth(*shape)), image_size), found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"),
+    [
+        ((10, 20), slice(None), slice(5, 15)),
+        ((21, 10), slice(5, 15), slice(None)),
+        ((10, 10), slice(None), slice(None)),
+    ],
+)
+def test_a_crop_that_needs_no_resize_keeps_every_pixel(shape, rows, columns):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype="uint8")
+    np.testing.assert_array_equal(fit_picture(tf.constant(pixels), (10, 10)), pixels[rows, columns])
+
+
+def test_shrinking_averages_what_it_drops():
+    checkerboard = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    pixels = np.repeat(checkerboard[..., None], 3, axis=2).astype("uint8")
+    found = fit_picture(tf.constant(pixels), (8, 8)).numpy()[1:-1, 1:-1].astype(int)
+    assert np.abs(found - 127.5).max() <= 2
+
+
+def test_the_size_is_static_inside_a_graph():
+    dataset = tf.data.Dataset.from_tensors(tf.constant(b"x")).map(lambda e: decode_picture(e, (6, 9)))
+    assert dataset.element_spec == tf.TensorSpec((6, 9, 3), tf.uint8)
+
+
+# In order
+
+
+def test_batches_keep_the_order(tmp_path):
+    split = mixed_files(tmp_path / "files")
+    found = list(batches(split, (12, 10), 2).as_numpy_iterator())
+    assert [images.shape for images, _ in found] == [(2, 12, 10, 3), (2, 12, 10, 3), (1, 12, 10, 3)]
+    assert all(images.dtype == np.float32 and labels.dtype == np.int32 for images, labels in found)
+    assert np.concatenate([labels for _, labels in found]).tolist() == [0, 1, 2, 3, 4]
+    expected = [decode_picture(tf.io.read_file(file), (12, 10)).numpy() for file in split.images]
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in found]), np.stack(expected))
+
+
+def test_batches_go_round_once_and_again_alike():
+    dataset = batches(arrays(), (8, 8), 7)
+    first, second = ([labels.tolist() for _, labels in dataset.as_numpy_iterator()] for _ in range(2))
+    assert first == [list(range(7)), list(range(7, 14)), list(range(14, 20))]
+    assert first == second
+
+
+def test_load_pixels_equals_batches(tmp_path):
+    split = mixed_files(tmp_path / "files", 7)
+    loaded = load_pixels(split, (12, 10))
+    assert loaded.images.dtype == np.uint8 and loaded.images.shape == (7, 12, 10, 3)
+    np.testing.assert_array_equal(loaded.labels, split.labels)
+    ((images, _),) = batches(split, (12, 10), 7).as_numpy_iterator()
+    np.testing.assert_array_equal(loaded.images, images)
+    ((images, _),) = batches(loaded, (12, 10), 7).as_numpy_iterator()
+    np.testing.assert_array_equal(loaded.images, images)
+
+
+def test_load_pixels_leaves_alone_what_is_ready_or_too_large(tmp_path, monkeypatch):
+    ready = arrays()
+    assert load_pixels(ready, (8, 8)) is ready
+    split = mixed_files(tmp_path / "files")
+    monkeypatch.setattr(preprocessing, "IN_MEMORY_BYTES", 5 * 12 * 10 * 3)
+    assert load_pixels(split, (12, 10)).images.shape == (5, 12, 10, 3)
+    monkeypatch.setattr(preprocessing, "IN_MEMORY_BYTES", 5 * 12 * 10 * 3 - 1)
+    assert load_pixels(split, (12, 10)) is split
+
+
+@pytest.mark.parametrize("image_size", [(8, 8), (6, 5), (16, 16)])
+def test_paths_bytes_and_arrays_give_the_same_batches(tmp_path, image_size):
+    pixels = arrays()
+    paths = as_paths(pixels, tmp_path / "files")
+    for split in (paths, as_bytes(paths)):
+        for (images, labels), (expected, expected_labels) in zip(
+            batches(split, image_size, 6), batches(pixels, image_size, 6), strict=True
+        ):
+            np.testing.assert_array_equal(images, expected)
+            np.testing.assert_array_equal(labels, expected_labels)
+        for found, expected in zip(
+            stream(split, FULL, 3, image_size=image_size), stream(pixels, FULL, 3, image_size=image_size), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+
+
+# For training
+
+
+def test_training_batches_have_one_shape_and_type():
+    dataset = training_batches(arrays(), (8, 8), BATCH, FULL, seed=0)
+    images, labels = next(dataset.as_numpy_iterator())
+    assert images.shape == (BATCH, 8, 8, 3) and images.dtype == np.float32
+    assert labels.shape == (BATCH,) and labels.dtype == np.int32
+    assert dataset.element_spec[0].shape == (BATCH, 8, 8, 3)
+
+
+@pytest.mark.parametrize("config", [OFF, FULL])
+def test_the_same_seed_gives_the_same_stream(config):
+    for first, again in zip(stream(arrays(), config, 5, 3), stream(arrays(), config, 5, 3), strict=True):
+        np.testing.assert_array_equal(first, again)
+
+
+def test_epochs_and_seeds_differ():
+    _, labels = stream(arrays(), OFF, 5, 4)
+    _, other = stream(arrays(), OFF, 6, 4)
+    orders = {tuple(epoch) for epoch in (*labels.tolist(), *other.tolist())}
+    assert len(orders) == 8
+
+
+def test_the_same_picture_is_changed_anew_by_epoch_and_seed():
+    one = Split(np.repeat(smooth(8, 8)[None], 1, axis=0), np.zeros(1, "int32"))
+    seen = [stream(one, FULL, seed, 5, batch_size=1)[0].reshape(5, -1) for seed in range(4)]
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 20
+
+
+@pytest.mark.parametrize("config", [OFF, FULL])
+@pytest.mark.parametrize("first_epoch", [1, 2, 4])
+def test_a_later_start_goes_on_as_the_uninterrupted_stream_does(config, first_epoch):
+    whole_images, whole_labels = stream(arrays(), config, 7, 5)
+    images, labels = stream(arrays(), config, 7, 5 - first_epoch, first_epoch)
+    np.testing.assert_array_equal(images, whole_images[first_epoch:])
+    np.testing.assert_array_equal(labels, whole_labels[first_epoch:])
+
+
+def test_an_epoch_holds_each_example_at_most_once_and_drops_the_remainder():
+    _, labels = stream(arrays(), OFF, 0, 12)
+    assert labels.shape == (12, PER_EPOCH * BATCH)
+    for epoch in labels:
+        assert len(set(epoch.tolist())) == PER_EPOCH * BATCH
+    assert set(labels.ravel().tolist()) == set(range(COUNT))
+
+
+def test_nothing_is_dropped_where_batches_come_out_even():
+    _, labels = stream(arrays(18), OFF, 0, 3)
+    assert [sorted(epoch) for epoch in labels.tolist()] == [list(range(18))] * 3
+
+
+def test_without_augmentation_the_pixels_are_unchanged():
+    split = arrays()
+    images, labels = stream(split, OFF, 1, 3)
+    np.testing.assert_array_equal(images, split.images[labels])
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(0.2, 30, 0.2, 0, flip=True), AugmentConfig(1, 180, 0.9, 0)])
+def test_warped_pictures_stay_in_range(config):
+    images, _ = stream(arrays(), config, 2, 3)
+    assert np.isfinite(images).all() and images.min() >= 0 and images.max() <= 255
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FULL, AugmentConfig(), AugmentConfig(0.2, 0, 0, 0), AugmentConfig(0, 20, 0, 0), AugmentConfig(0, 0, 0.2, 0)],
+)
+def test_augmented_pictures_are_all_distinct_even_of_one_picture(config):
+    split = Split(np.repeat(smooth(8, 8)[None], COUNT, axis=0), np.arange(COUNT, dtype="int32"))
+    images, _ = stream(split, config, 2, 3)
+    images = images.reshape(3 * PER_EPOCH * BATCH, -1)
+    assert len(np.unique(images, axis=0)) == len(images)
+
+
+def test_labels_stay_with_their_pictures_under_augmentation():
+    levels = np.arange(COUNT, dtype="uint8") * 12
+    split = Split(
+        np.broadcast_to(levels[:, None, None, None], (COUNT, 8, 8, 3)).copy(), np.arange(COUNT, dtype="int32")
+    )
+    images, labels = stream(split, AugmentConfig(0.05, 5, 0.05, 0.0), 3, 4)
+    np.testing.assert_allclose(images[:, :, 3:5, 3:5].mean(axis=(2, 3, 4)), levels[labels], atol=0.01)
+
+
+def half_white(count=64):
+    images = np.zeros((count, 8, 8, 3), "uint8")
+    images[:, :, :4] = 255
+    return Split(images, np.arange(count, dtype="int32"))
+
+
+def test_flip_mirrors_about_half_and_leaves_the_rest():
+    split = half_white()
+    images, _ = stream(split, AugmentConfig(0, 0, 0, 0, flip=True), 0, 2, batch_size=64)
+    original = split.images[0].astype("float32")
+    same = np.abs(images - original).max(axis=(2, 3, 4)) < 0.01
+    mirrored = np.abs(images - original[:, ::-1]).max(axis=(2, 3, 4)) < 0.01
+    assert (same ^ mirrored).all()
+    assert 40 <= mirrored.sum() <= 88
+    assert not np.array_equal(mirrored[0], mirrored[1])
+
+
+def test_nothing_is_mirrored_unless_asked():
+    config = AugmentConfig(shift=0.1, rotation=10, zoom=0.1, noise=0.05, flip=False)
+    images, _ = stream(half_white(), config, 0, 2, batch_size=64)
+    assert (images[..., 1:3, :].mean(axis=(2, 3, 4)) > images[..., 5:7, :].mean(axis=(2, 3, 4))).all()
+
+
+def centroid(images):
+    """Returns the centre of gravity of the brightness, y and x in pixels, `(n, 2)`."""
+    weights = images.mean(axis=-1)
+    weights = weights / weights.sum(axis=(1, 2), keepdims=True)
+    y, x = np.indices(weights.shape[1:])
+    return np.stack([(weights * y).sum(axis=(1, 2)), (weights * x).sum(axis=(1, 2))], axis=1)
+
+
+def dot(y, x, side=33, count=64):
+    images = np.zeros((count, side, side, 3), "uint8")
+    images[:, y - 1 : y + 2, x - 1 : x + 2] = 255
+    return Split(images, np.arange(count, dtype="int32"))
+
+
+def test_shift_is_within_its_share_of_the_side_and_goes_all_ways():
+    images, _ = stream(dot(16, 16), AugmentConfig(0.25, 0, 0, 0), 0, image_size=(33, 33), batch_size=64)
+    moves = centroid(images[0]) - 16
+    assert np.abs(moves).max() <= 0.25 * 33 + 0.01
+    assert (moves.min(axis=0) < -0.2 * 33).all() and (moves.max(axis=0) > 0.2 * 33).all()
+    assert abs(np.corrcoef(moves.T)[0, 1]) < 0.4
+
+
+def test_rotation_is_within_its_degrees_about_the_centre():
+    images, _ = stream(dot(16, 28), AugmentConfig(0, 40, 0, 0), 0, image_size=(33, 33), batch_size=64)
+    y, x = (centroid(images[0]) - 16).T
+    angles = np.degrees(np.arctan2(y, x))
+    np.testing.assert_allclose(np.hypot(y, x), 12, atol=0.2)
+    assert np.abs(angles).max() <= 41 and angles.min() < -32 and angles.max() > 32
+
+
+def test_zoom_is_within_its_share_about_the_centre():
+    images, _ = stream(dot(16, 26), AugmentConfig(0, 0, 0.3, 0), 0, image_size=(33, 33), batch_size=64)
+    y, x = (centroid(images[0]) - 16).T
+    np.testing.assert_allclose(y, 0, atol=0.1)
+    assert 0.68 * 10 <= x.min() < 0.76 * 10 and 1.24 * 10 < x.max() <= 1.32 * 10
+
+
+def test_noise_has_its_deviation_and_is_gray():
+    gray = Split(np.full((64, 16, 16, 3), 128, "uint8"), np.arange(64, dtype="int32"))
+    images, _ = stream(gray, AugmentConfig(0, 0, 0, 0.1), 0, image_size=(16, 16), batch_size=64)
+    noise = images[0] - 128
+    np.testing.assert_allclose(noise.std(), 25.5, rtol=0.03)
+    assert abs(noise.mean()) < 1
+    np.testing.assert_array_equal(noise, np.repeat(noise[..., :1], 3, axis=-1))
+    assert np.abs(np.corrcoef(noise[..., 0].reshape(64, -1)) - np.eye(64)).max() < 0.35

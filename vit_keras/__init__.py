@@ -1,0 +1,35 @@
+"""Vision Transformers as Keras 3 layers, proven on the device.
+
+Names are imported when they are first used, so that `import vit_keras` costs nothing and loads no backend.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .loading import load_model
+    from .registry import create_model, get_preset, list_models
+
+_HOME = {
+    "create_model": "registry",
+    "get_preset": "registry",
+    "list_models": "registry",
+    "load_model": "loading",
+}
+_MODULES = ("explain", "export", "heads", "layers", "models", "pipelines")
+
+__all__ = ["__version__", "create_model", "get_preset", "list_models", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

@@ -1,0 +1,5 @@
+"""Heads: what turns a backbone into a task."""
+
+from .classification import classifier
+
+__all__ = ["classifier"]

@@ -190,7 +190,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .55rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { background: var(--soft); font-weight: 600; }
 thead th { white-space: normal; vertical-align: bottom; }
-.facts th { font-weight: 600; } .facts td { text-align: left; white-space: normal; }
+.facts th { font-weight: 600; white-space: normal; } .facts td { text-align: left; white-space: normal; }
 .wide { overflow-x: auto; } .note { color: var(--faint); font-size: .85rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 pre { background: var(--soft); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }

@@ -126,7 +126,7 @@ def test_schedule_warms_up_and_decays_to_zero():
 
 
 def test_only_kernels_are_decayed():
-    model = create_model("vit_micro_patch2_8", 10, num_layers=1, position_embedding="learned")
+    model = create_model("vit_micro_patch2_8", 10, num_layers=1, pooling="token", position_embedding="learned")
     optimizer = make_optimizer(model, FitConfig(), 10, 1)
     optimizer.build(model.trainable_variables)
     decayed = {v.path.split("/")[-1] for v in model.trainable_variables if optimizer._use_weight_decay(v)}

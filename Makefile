@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What has to hold on every backend; the first run of the tests is on TensorFlow's.
+BACKEND_TESTS := tests/test_layers.py tests/test_models.py tests/test_weights.py::test_golden
 INSTALLED := $(VENV)/.installed
 
 .PHONY: run test test-all lint format constraints clean
@@ -11,9 +13,11 @@ run: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" $(BACKEND_TESTS)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(BACKEND_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

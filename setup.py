@@ -8,9 +8,12 @@ from setuptools import setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vit_keras" / "__init__.py").read_text(encoding="utf-8"))[1]
 
+HUB = ["huggingface_hub>=0.26"]
 TEST = [
+    *HUB,
     "import-linter>=2.1",
     "ipykernel>=6.29",
+    "jax>=0.4.35",  # The layers and models are tested on this backend too.
     "nbclient>=0.10",
     "nbformat>=5.10",
     "packaging>=24.0",
@@ -33,6 +36,7 @@ setup(
         "vit_keras.layers",
         "vit_keras.models",
         "vit_keras.heads",
+        "vit_keras.weights",
         "vit_keras.export",
         "vit_keras.pipelines",
     ],
@@ -41,20 +45,33 @@ setup(
     install_requires=[
         "ai-edge-litert>=2.1",
         "ai-edge-quantizer>=0.5",
+        "flatbuffers>=24.3.25",
+        "h5py>=3.11",
         "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so.
         "jsonargparse>=4.40",
         "keras>=3.10",
         "matplotlib>=3.9",
+        "ml_dtypes>=0.4",
         "numpy>=1.26",
         "pillow>=10.3",
         "pyyaml>=6.0",
         "rich>=13.7",
         "scikit-learn>=1.5",
-        "tensorflow>=2.19",
         "tensorflow-datasets>=4.9.7",
+        "tensorflow>=2.19",
     ],
     extras_require={
         "test": TEST,
+        "hub": HUB,
+        # What benchmarks/parity.py compares with.
+        "parity": [
+            "flax>=0.10",
+            "jax>=0.4.35",
+            "safetensors>=0.4.5",
+            "timm>=1.0.12",
+            "torch>=2.5",
+            "transformers>=4.46",
+        ],
         "gpu": ["tensorflow[and-cuda]>=2.19"],
         "dev": [*TEST, "pre-commit>=4.0"],
     },

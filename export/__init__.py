@@ -7,43 +7,104 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calibrate import RANGES
+    from .devices import DeviceCheck, Refusal, RulesCheck, check_devices
+    from .flatbuffer import FileInfo, OperatorInfo, TensorInfo
+    from .framing import Framing
+    from .inspection import Run, inspect_file, try_file
     from .interpreter import Classifier, OperatorCensus
-    from .latency import Latency, measure_latency
-    from .quantize import KINDS, Kind
+    from .latency import Benchmark, Latency, benchmark, measure_latency
+    from .metadata import read_labels, with_metadata
+    from .quantize import KINDS, Kind, Rule
+    from .rewriting import REWRITES, rewrite
     from .saved_model import to_saved_model
-    from .tflite import to_tflite, to_tflite_files
+    from .sensitivity import LayerError, Relaxation
+    from .targets import TARGETS, Target
+    from .tflite import FileOptions, measure_sensitivity, to_tflite, to_tflite_files, to_tflite_within
     from .verification import Agreement, Proof, compare, verify
 
 _HOME = {
     "Agreement": "verification",
+    "Benchmark": "latency",
     "Classifier": "interpreter",
+    "DeviceCheck": "devices",
+    "FileInfo": "flatbuffer",
+    "FileOptions": "tflite",
+    "Framing": "framing",
     "KINDS": "quantize",
     "Kind": "quantize",
     "Latency": "latency",
+    "LayerError": "sensitivity",
     "OperatorCensus": "interpreter",
+    "OperatorInfo": "flatbuffer",
     "Proof": "verification",
+    "RANGES": "calibrate",
+    "REWRITES": "rewriting",
+    "Refusal": "devices",
+    "Relaxation": "sensitivity",
+    "Rule": "quantize",
+    "RulesCheck": "devices",
+    "Run": "inspection",
+    "TARGETS": "targets",
+    "Target": "targets",
+    "TensorInfo": "flatbuffer",
+    "benchmark": "latency",
+    "check_devices": "devices",
     "compare": "verification",
+    "inspect_file": "inspection",
     "measure_latency": "latency",
+    "measure_sensitivity": "tflite",
+    "read_labels": "metadata",
+    "rewrite": "rewriting",
     "to_saved_model": "saved_model",
     "to_tflite": "tflite",
     "to_tflite_files": "tflite",
+    "to_tflite_within": "tflite",
+    "try_file": "inspection",
     "verify": "verification",
+    "with_metadata": "metadata",
 }
 
 __all__ = [
     "KINDS",
+    "RANGES",
+    "REWRITES",
+    "TARGETS",
     "Agreement",
+    "Benchmark",
     "Classifier",
+    "DeviceCheck",
+    "FileInfo",
+    "FileOptions",
+    "Framing",
     "Kind",
     "Latency",
+    "LayerError",
     "OperatorCensus",
+    "OperatorInfo",
     "Proof",
+    "Refusal",
+    "Relaxation",
+    "Rule",
+    "RulesCheck",
+    "Run",
+    "Target",
+    "TensorInfo",
+    "benchmark",
+    "check_devices",
     "compare",
+    "inspect_file",
     "measure_latency",
+    "measure_sensitivity",
+    "read_labels",
+    "rewrite",
     "to_saved_model",
     "to_tflite",
     "to_tflite_files",
+    "to_tflite_within",
+    "try_file",
     "verify",
+    "with_metadata",
 ]
 
 

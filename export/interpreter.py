@@ -6,27 +6,37 @@ from pathlib import Path
 
 import numpy as np
 
+from .quantize import layer_of
+
 
 class Classifier:
     """A TensorFlow Lite file with one picture input and one output of class scores.
 
     Args:
-        path: The `.tflite` file.
+        path: The `.tflite` file, or its content.
         num_threads: Threads of the interpreter; 1 gives comparable times.
+        keep_tensors: Whether `tensors` can be called after a run; slower.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no TensorFlow Lite model, or not from a picture to class scores.
     """
 
-    def __init__(self, path: str | Path, num_threads: int = 1) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+    def __init__(self, path: str | Path | bytes, num_threads: int = 1, keep_tensors: bool = False) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        path = Path(path)
-        if not path.is_file():
+        source = {"model_content": path} if isinstance(path, bytes) else {"model_path": str(path)}
+        if not isinstance(path, bytes) and not Path(path).is_file():
             raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
+        path = "The content" if isinstance(path, bytes) else path
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_tensors else OpResolverType.AUTO
         try:
-            self._interpreter = Interpreter(str(path), num_threads=num_threads)
+            self._interpreter = Interpreter(
+                **source,
+                num_threads=num_threads,
+                experimental_preserve_all_tensors=keep_tensors,
+                experimental_op_resolver_type=plain,
+            )
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a TensorFlow Lite model that can be run here: {error}") from error
@@ -60,6 +70,24 @@ class Classifier:
         self.set_input(filled)
         self.invoke()
         return _real(self._interpreter.get_tensor(self._output["index"]), self._output)[: len(pictures)]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Returns what every operator gave in the last run, by tensor name, as real numbers."""
+        details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+        written = [int(index) for operator in self._interpreter._get_ops_details() for index in operator["outputs"]]
+        return {details[index]["name"]: _real(self._interpreter.get_tensor(index), details[index]) for index in written}
+
+    def float_operators(self) -> dict[str, list[str]]:
+        """Returns the operators that touch a float tensor: name to the Keras layers that they came from."""
+        details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+        found: dict[str, list[str]] = {}
+        for operator in self._interpreter._get_ops_details():
+            tensors = [details[int(i)] for i in (*operator["inputs"], *operator["outputs"]) if int(i) in details]
+            if operator["op_name"] != "DELEGATE" and any(np.dtype(t["dtype"]).kind == "f" for t in tensors):
+                layer = layer_of(details[int(operator["outputs"][0])]["name"])
+                if layer not in found.setdefault(operator["op_name"], []):
+                    found[operator["op_name"]].append(layer)
+        return found
 
     def operators(self) -> "OperatorCensus":
         """Counts the operators of the file, and the delegate's partitions of the graph that runs here."""

@@ -1,12 +1,13 @@
 """How long a file takes per picture, measured so that files can be compared."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .inspection import try_file
 from .interpreter import Classifier
 
 
@@ -20,13 +21,17 @@ class Latency:
 
 
 def measure_latency(
-    files: Mapping[str, str | Path], picture: np.ndarray, threads: int = 1, rounds: int = 10, seconds: float = 0.1
+    files: Mapping[str, str | Path],
+    picture: np.ndarray | None = None,
+    threads: int = 1,
+    rounds: int = 10,
+    seconds: float = 0.1,
 ) -> dict[str, Latency]:
     """Measures files in turn, round after round, so that a machine that slows down slows them all.
 
     Args:
         files: Name to TensorFlow Lite file.
-        picture: One picture, `(H, W, 3)`, with pixels 0 to 255.
+        picture: One picture, `(H, W, 3)`, with pixels 0 to 255; without one, every file gets noise of its own size.
         threads: Threads of the interpreter.
         rounds: How often every file has its turn, >= 1.
         seconds: Length of a turn; at least one call is made in it.
@@ -37,7 +42,8 @@ def measure_latency(
     classifiers = {name: Classifier(file, threads) for name, file in files.items()}
     times: dict[str, list[float]] = {name: [] for name in files}
     for classifier in classifiers.values():
-        classifier.set_input(np.repeat(picture[None], classifier.batch_size, axis=0))
+        shown = _noise(classifier.image_size) if picture is None else picture
+        classifier.set_input(np.repeat(shown[None], classifier.batch_size, axis=0))
         classifier.invoke()
     for _ in range(rounds):
         for name, classifier in classifiers.items():
@@ -52,3 +58,39 @@ def measure_latency(
     return {
         name: Latency(float(np.percentile(ms, 50)), float(np.percentile(ms, 90)), threads) for name, ms in times.items()
     }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A file's `Latency`, its size in bytes, and the peak of memory in bytes that it takes beyond an idle process."""
+
+    file: Path
+    latency: Latency
+    bytes: int
+    memory: int
+
+
+def benchmark(files: Sequence[str | Path], threads: int = 1) -> list[Benchmark]:
+    """Measures files from anywhere: each is tried in a process of its own first, which also tells its memory.
+
+    Args:
+        files: TensorFlow Lite files from pictures to class scores, each once.
+        threads: Threads of the interpreter, >= 1.
+
+    Returns:
+        One result per file, in their order.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: a file that is damaged, that cannot be run, or is no classifier of pictures.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be >= 1. Received: threads={threads}")
+    paths = [Path(file) for file in files]
+    runs = {str(path): try_file(path, threads) for path in paths}
+    latencies = measure_latency({str(path): path for path in paths}, threads=threads)
+    return [Benchmark(p, latencies[str(p)], p.stat().st_size, runs[str(p)].memory) for p in paths]
+
+
+def _noise(image_size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (*image_size, 3)).astype("float32")

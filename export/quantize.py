@@ -1,80 +1,163 @@
 """The kinds of TensorFlow Lite file, as data: what is integer in each, and how each is made."""
 
-from collections.abc import Iterable
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from vit_keras.messages import nearest
 
 
-class Method(Enum):
-    """Which tool turns the graph into a kind."""
+def layer_of(tensor: str) -> str:
+    """Returns the name of the Keras layer that a tensor of a converted file came from.
 
-    CONVERTER = "TensorFlow's converter"
-    QUANTIZER = "ai-edge-quantizer, on the float32 file"
+    The converter joins the names of fused operators with `;` and leaves paths such as
+    `vit_1/block_0_attention_1/qkv_1/MatMul`; the first is the operator whose result the tensor is. Keras numbers every
+    part once more while it is traced. The file's result has no path: it is called `"output"`.
+    """
+    parts = next((p for p in tensor.split(";") if p), "").split("/")
+    if len(parts) < 3:
+        return parts[0] if len(parts) == 2 else "output"
+    return parts[1].removesuffix("_1") if parts[0].endswith("_1") else parts[1]
+
+
+def layer_pattern(layer: str) -> str:
+    """Returns a regular expression for the names of the tensors whose `layer_of` is `layer`."""
+    return "^[^/;]+(:0)?;*$" if layer == "output" else f"^;*[^/;]+/{re.escape(layer)}(_1)?/"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How some operators are computed; of several rules that fit an operator, the last one holds.
+
+    Attributes:
+        operators: Names of TensorFlow Lite operators; `"*"` for all.
+        weights: Bits of the weights.
+        activations: Bits of the activations, calibrated; `None` where they stay float32 and products quantise them
+            on the fly.
+        block: How many weights of a row share a scale; `None` for one scale per output channel.
+        layers: Regular expression that is searched in the names of the operator's results.
+    """
+
+    operators: tuple[str, ...]
+    weights: int = 8
+    activations: int | None = None
+    block: int | None = None
+    layers: str = ".*"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of TensorFlow Lite file.
+    """One kind of TensorFlow Lite file. All kinds are made of the float32 file.
 
     Attributes:
         name: What users type, and the middle of the file's name.
         summary: What is stored and computed in which type.
         suits: Where the kind is at its best.
-        method: The tool that makes it.
+        rules: How its operators are computed; those that no rule names stay float32.
         input_dtype: NumPy name of the type that the file takes pixels in; integer types are scaled.
-        calibrated: Whether sample pictures are needed.
         integer_only: Whether no operator may touch a float tensor.
+        max_drop: Points of accuracy on validation pictures that a file may lose to be of use; `None` for no limit.
+        on_request: Whether the kind is made only where it is named.
     """
 
     name: str
     summary: str
     suits: str
-    method: Method
+    rules: tuple[Rule, ...] = ()
     input_dtype: str = "float32"
-    calibrated: bool = False
     integer_only: bool = False
+    max_drop: float | None = None
+    on_request: bool = False
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether sample pictures are needed."""
+        return any(rule.activations for rule in self.rules)
+
+    def relaxed(self, layers: Sequence[str]) -> "Kind":
+        """Returns the kind with some layers computed more finely.
+
+        An integer-only kind computes them with int16 activations; others quantise their activations on the fly, with a
+        range for each picture, and with int8 weights.
+        """
+        if not layers:
+            return self
+        pattern = f"({'|'.join(map(layer_pattern, layers))})"
+        rule = Rule(("*",), activations=16) if self.integer_only else Rule(PRODUCTS)
+        return dataclasses.replace(self, rules=(*self.rules, dataclasses.replace(rule, layers=pattern)))
+
+    def for_outliers(self) -> "Kind":
+        """Returns the kind for a model in whose residual stream some channels stand out.
+
+        An integer-only int8 kind carries the stream and its LayerNorms in int16: in 8 bits, channels of 30 leave
+        channels of 1 with nine values.
+        """
+        if not self.integer_only or any(rule.activations == 16 for rule in self.rules):
+            return self
+        norms = Rule(("ADD", "MEAN", "MUL", "RSQRT", "SUB"), activations=16, layers="[_/]norm(_1)?/")
+        sums = Rule(("ADD", "CONCATENATION"), activations=16, layers="_add|position|token")
+        return dataclasses.replace(self, rules=(*self.rules, norms, sums))
+
+    def only(self, layer: str) -> "Kind":
+        """Returns the kind with one layer quantised and all others in float32."""
+        pattern = layer_pattern(layer)
+        rules = [dataclasses.replace(r, layers=f"^(?=.*{pattern})(?=.*{r.layers})") for r in self.rules]
+        return dataclasses.replace(self, rules=tuple(rules), input_dtype="float32", integer_only=False)
+
+
+PRODUCTS = ("FULLY_CONNECTED", "CONV_2D")
+"""The operators that nearly all of the time and of the bytes go into."""
+
+_OUTSIDE_BLOCKS = (Rule(("CONV_2D",)), Rule(("FULLY_CONNECTED",), layers=layer_pattern("output")))
+"""Pixels to tokens, and tokens to logits: ranges of their own for each picture keep results in float32."""
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("float32", "float32 weights and arithmetic", "reference", Method.CONVERTER),
-        Kind("float16", "float16 weights", "GPUs, half the size", Method.CONVERTER),
+        Kind("float32", "float32 weights and arithmetic", "reference"),
+        Kind("float16", "float16 weights", "GPUs, half the size", (Rule(("*",), weights=16),)),
         Kind(
             "dynamic_int8",
             "int8 weights; activations quantised on the fly",
             "CPUs, where there are no pictures to calibrate with",
-            Method.QUANTIZER,
+            (Rule(PRODUCTS),),
         ),
         Kind(
             "static_int8",
-            "FULLY_CONNECTED and CONV_2D in int8, calibrated; the rest float32",
+            "products in int8, calibrated but for the first and the last; the rest float32",
             "CPUs: the fastest kind there",
-            Method.QUANTIZER,
-            calibrated=True,
+            (Rule(("FULLY_CONNECTED",), activations=8), *_OUTSIDE_BLOCKS),
         ),
         Kind(
             "full_int8",
-            "int8 throughout, uint8 pixels in and logits out",
+            "int8, where channels stand out int16 between the products; uint8 pixels in and logits out",
             "integer-only accelerators and microcontrollers",
-            Method.CONVERTER,
+            (Rule(("*",), activations=8),),
             input_dtype="uint8",
-            calibrated=True,
             integer_only=True,
         ),
         Kind(
             "int16x8",
             "int16 activations, int8 weights, int16 pixels in and logits out",
             "integer-only accelerators, where int8 loses too much",
-            Method.CONVERTER,
+            (Rule(("*",), activations=16),),
             input_dtype="int16",
-            calibrated=True,
             integer_only=True,
+        ),
+        Kind(
+            "int4",
+            "int4 weights, a scale for every 32; activations quantised on the fly",
+            "CPUs, where bytes count most",
+            (Rule(("CONV_2D",)), Rule(("FULLY_CONNECTED",), weights=4, block=32)),
+            max_drop=0.5,
+            on_request=True,
         ),
     )
 }
+
+DEFAULT_KINDS = tuple(kind.name for kind in KINDS.values() if not kind.on_request)
+"""The kinds that are made where none are named."""
 
 
 def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:

@@ -9,9 +9,12 @@ import keras
 import tensorflow as tf
 
 from .files import refuse_existing, replacing
+from .framing import Framing
 
 
-def to_saved_model(model: keras.Model, path: str | Path, overwrite: bool = False) -> Path:
+def to_saved_model(
+    model: keras.Model, path: str | Path, overwrite: bool = False, framing: Framing | None = None
+) -> Path:
     """Exports a classifier as a SavedModel with two signatures, both of a dynamic batch.
 
     `serving_default` takes `images`, float32 `(B, H, W, 3)` with pixels 0 to 255; `serving_bytes` takes `encoded`,
@@ -22,6 +25,7 @@ def to_saved_model(model: keras.Model, path: str | Path, overwrite: bool = False
         model: A Keras model from pixels to logits.
         path: The folder to write.
         overwrite: Whether to replace a folder that is there already.
+        framing: How `serving_bytes` brings pictures to the model's size.
 
     Returns:
         The path.
@@ -37,7 +41,7 @@ def to_saved_model(model: keras.Model, path: str | Path, overwrite: bool = False
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
     def serve_bytes(encoded):
-        pixels = tf.map_fn(lambda e: decode_picture(e, image_size), encoded, fn_output_signature=tf.uint8)
+        pixels = tf.map_fn(lambda e: decode_picture(e, image_size, framing), encoded, fn_output_signature=tf.uint8)
         return serve(tf.cast(pixels, tf.float32))
 
     archive = keras.export.ExportArchive()
@@ -62,29 +66,33 @@ def quiet_tensorflow() -> Iterator[None]:
         tensorflow_logger.setLevel(level)
 
 
-def decode_picture(encoded: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+def decode_picture(encoded: tf.Tensor, image_size: tuple[int, int], framing: Framing | None = None) -> tf.Tensor:
     """Turns the content of a picture file into pixels of the size that a model takes.
 
-    The largest middle part with the right proportions is cut out and resized, bilinear with antialiasing. Gray,
-    palette and CMYK pictures become RGB, alpha is dropped, of an animation the first frame is taken.
+    The middle with the right proportions is cut out and resized with antialiasing. Gray, palette and CMYK pictures
+    become RGB, alpha is dropped, of an animation the first frame is taken.
 
     Args:
         encoded: Scalar string: content of a JPEG, PNG, GIF or BMP file.
         image_size: Height and width of the result, in pixels.
+        framing: How much of the middle is kept, and how it is resized.
 
     Returns:
         uint8 `(H, W, 3)`.
     """
-    return fit_picture(tf.io.decode_image(encoded, channels=3, expand_animations=False), image_size)
+    return fit_picture(tf.io.decode_image(encoded, channels=3, expand_animations=False), image_size, framing)
 
 
-def fit_picture(picture: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+def fit_picture(picture: tf.Tensor, image_size: tuple[int, int], framing: Framing | None = None) -> tf.Tensor:
     """Cuts the middle out of a uint8 picture, `(h, w, 3)`, and resizes it to `image_size`, `(H, W, 3)`."""
     height, width = image_size
+    framing = framing or Framing()
     shape = tf.shape(picture)
     scale = tf.minimum(shape[0] / height, shape[1] / width)
+    ready = tf.reduce_all(shape[:2] == image_size)
+    scale *= tf.where(ready, tf.ones_like(scale), tf.cast(framing.crop_fraction, scale.dtype))
     box = tf.cast(tf.maximum(tf.round([scale * height, scale * width]), 1), tf.int32)
     offset = (shape[:2] - box) // 2
     picture = tf.slice(picture, [offset[0], offset[1], 0], [box[0], box[1], 3])
-    picture = tf.image.resize(picture, image_size, antialias=True)
+    picture = tf.image.resize(picture, image_size, framing.interpolation, antialias=True)
     return tf.ensure_shape(tf.saturate_cast(tf.round(picture), tf.uint8), (height, width, 3))

@@ -1,24 +1,71 @@
 """From a Keras model to TensorFlow Lite files: static batch, static shapes, builtin operators only."""
 
 import errno
+import gc
 import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
-from .calibrate import sample
+from .calibrate import RANGES, sample
 from .files import disk_full, refuse_existing
+from .metadata import check_labels
 from .quantize import KINDS, check_kinds
+from .rewriting import REWRITES, check_rewrites, has_outliers, rewrite
 from .saved_model import quiet_tensorflow
+from .sensitivity import LayerError, Relaxation
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What files are like, whatever their kind.
+
+    Attributes:
+        labels: Class names in the order of the logits, for the files' metadata.
+        batch_size: Pictures per call of a file, >= 1. It is fixed: delegates reject a dynamic one.
+        rewrites: Exact rewrites to apply first, names in `vit_keras.export.REWRITES`.
+        ranges: How ranges of activations are chosen, a name in `vit_keras.export.RANGES`.
+        input_dtype: Type that integer-only files take and give: `"uint8"` or `"int8"` (`int16x8`: `"int16"`), or
+            `"float32"` for all kinds; the kind's own if `None`.
+        output: `"logits"`, or `"probabilities"` for their softmax.
+    """
+
+    labels: Sequence[str] | None = None
+    batch_size: int = 1
+    rewrites: Iterable[str] = tuple(REWRITES)
+    ranges: str = "minmax"
+    input_dtype: str | None = None
+    output: str = "logits"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1. Received: batch_size={self.batch_size}")
+        object.__setattr__(self, "rewrites", check_rewrites(self.rewrites))
+        for name, known in (("ranges", tuple(RANGES)), ("output", ("logits", "probabilities"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}")
+
+    def check_input_dtype(self, kinds: Iterable[str]) -> None:
+        """Refuses an input type that one of the kinds cannot take."""
+        for kind in kinds:
+            own = KINDS[kind].input_dtype
+            known = dict.fromkeys((own, "int8", "float32") if own == "uint8" else (own, "float32"))
+            if self.input_dtype not in (None, *known):
+                raise ValueError(
+                    f"input_dtype of {kind} must be one of {', '.join(known)}. "
+                    f"Received: input_dtype={self.input_dtype!r}"
+                )
 
 
 def to_tflite(
@@ -26,8 +73,8 @@ def to_tflite(
     path: str | Path,
     kind: str = "float32",
     calibration: Iterable[np.ndarray] | None = None,
-    batch_size: int = 1,
     overwrite: bool = False,
+    **options: Any,
 ) -> Path:
     """Exports a classifier as one TensorFlow Lite file.
 
@@ -36,26 +83,28 @@ def to_tflite(
         path: The file to write.
         kind: A name in `vit_keras.export.KINDS`.
         calibration: Batches of pictures, `(B, H, W, 3)`, 0 to 255; needed by the kinds that are calibrated.
-        batch_size: Pictures per call of the file, >= 1. It is fixed: delegates reject a dynamic one.
         overwrite: Whether to replace a file that is there already.
+        **options: Attributes of `FileOptions`: `labels`, `batch_size`, `rewrites`, `ranges`, `input_dtype`, `output`.
 
     Returns:
-        The path. The file has one signature, `serving_default`, from `images` to `logits`.
+        The path. The file has one signature, `serving_default`, from `images` to `logits` or `probabilities`, and
+        standard metadata: see `vit_keras.export.metadata`.
 
     Raises:
-        ValueError: an unknown kind, a calibrated kind without pictures, or pictures that do not fit the model.
+        ValueError: an unknown kind, a calibrated kind without pictures, pictures that do not fit the model, or labels
+            that do not.
         FileExistsError: the file exists and `overwrite` is false.
         RuntimeError: the conversion failed; the message holds the end of the converter's output.
     """
-    return to_tflite_files(model, {kind: path}, calibration, batch_size, overwrite)[kind]
+    return to_tflite_files(model, {kind: path}, calibration, overwrite, **options)[kind]
 
 
 def to_tflite_files(
     model: keras.Model,
     paths: Mapping[str, str | Path],
     calibration: Iterable[np.ndarray] | None = None,
-    batch_size: int = 1,
     overwrite: bool = False,
+    **options: Any,
 ) -> dict[str, Path]:
     """Exports a classifier as several kinds at once: as `to_tflite`, with one child process for all.
 
@@ -65,37 +114,142 @@ def to_tflite_files(
     Returns:
         Kind to path.
     """
-    kinds = check_kinds(paths)
-    targets = {kind: refuse_existing(paths[kind], overwrite) for kind in kinds}
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1. Received: batch_size={batch_size}")
-    calibrated = [kind for kind in kinds if KINDS[kind].calibrated]
+    _convert(model, paths, calibration, overwrite, FileOptions(**options))
+    return {kind: Path(path) for kind, path in paths.items()}
+
+
+def to_tflite_within(
+    model: keras.Model,
+    paths: Mapping[str, str | Path],
+    calibration: Iterable[np.ndarray] | None,
+    validation: tuple[np.ndarray, np.ndarray],
+    max_drop: float | Mapping[str, float],
+    overwrite: bool = False,
+    **options: Any,
+) -> dict[str, Relaxation]:
+    """Exports a classifier as several kinds, each within a budget of accuracy: otherwise as `to_tflite_files`.
+
+    Where a file loses more than the budget, the layers that lose most are computed more finely until it does not: with
+    activations quantised on the fly, in an integer-only kind with int16 activations, in `int4` with int8 weights.
+
+    Args:
+        calibration: Training pictures.
+        validation: Pictures, `(n, H, W, 3)`, 0 to 255, and integer labels, `(n,)`: neither the calibration's nor the
+            test's.
+        max_drop: Points of accuracy that a file may lose against float32 on the validation pictures, or kind to points;
+            kinds that are not named have no limit.
+
+    Returns:
+        Kind to what was relaxed. A file that stays beyond the budget is written all the same; `within` says so.
+    """
+    images, labels = validation
+    if not len(images) or len(images) != len(labels):
+        raise ValueError(f"validation must hold pictures and as many labels. Received: {len(images)} and {len(labels)}")
+    limits = dict(max_drop) if isinstance(max_drop, Mapping) else dict.fromkeys(paths, max_drop)
+    for kind, limit in limits.items():
+        if not limit >= 0:
+            raise ValueError(f"max_drop must be points >= 0. Received: max_drop={limit} for {kind}")
+    results = _convert(model, paths, calibration, overwrite, FileOptions(**options), limits, (images, labels))
+    found = results["relaxations"]
+    return {kind: Relaxation(**{**values, "layers": tuple(values["layers"])}) for kind, values in found.items()}
+
+
+def measure_sensitivity(
+    model: keras.Model, kinds: Iterable[str], calibration: Iterable[np.ndarray], **options: Any
+) -> dict[str, list[LayerError]]:
+    """Measures what quantising does to each layer of a classifier. No file is written.
+
+    Args:
+        model: As in `to_tflite`.
+        kinds: Names in `vit_keras.export.KINDS`.
+        calibration: Batches of pictures, `(B, H, W, 3)`, 0 to 255: for the ranges, the first 32 for the errors too.
+        **options: Attributes of `FileOptions`.
+
+    Returns:
+        Kind to the errors of its layers, in the order in which they run.
+    """
+    kinds = check_kinds(kinds)
+    results = _convert(model, {}, calibration, False, FileOptions(**options), sensitivity=kinds)
+    return {kind: [LayerError(**error) for error in results["errors"][kind]] for kind in kinds}
+
+
+def _convert(
+    model: keras.Model,
+    paths: Mapping[str, str | Path],
+    calibration: Iterable[np.ndarray] | None,
+    overwrite: bool,
+    options: FileOptions,
+    max_drop: Mapping[str, float] | None = None,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    sensitivity: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Checks the arguments, and lets the child process write the files; returns the content of its results."""
+    kinds = check_kinds((*paths, *sensitivity))
+    targets = {kind: refuse_existing(paths[kind], overwrite) for kind in kinds if kind in paths}
+    labels = None if options.labels is None else check_labels(options.labels, model.output_shape[-1])
+    options.check_input_dtype(kinds)
+    calibrated = [kind for kind in kinds if KINDS[kind].calibrated or kind in sensitivity]
     if calibrated and calibration is None:
         raise ValueError(f"calibration must be given for {', '.join(calibrated)}. Received: calibration=None")
+    _refuse_lambdas(model)
     with tempfile.TemporaryDirectory(prefix="vit_keras_") as job:
+        pictures = None
         if calibrated and calibration is not None:
-            np.save(f"{job}/calibration.npy", sample(calibration, model.input_shape[1:3]))
-        description = {"batch_size": batch_size, "targets": {k: str(p.absolute()) for k, p in targets.items()}}
+            pictures = sample(calibration, model.input_shape[1:3])
+            np.save(f"{job}/calibration.npy", pictures)
+        if validation is not None:
+            np.savez(f"{job}/validation.npz", images=validation[0], labels=validation[1])
+        description = {
+            "batch_size": options.batch_size,
+            "name": model.name,
+            "labels": labels,
+            "ranges": options.ranges,
+            "input_dtype": options.input_dtype,
+            "max_drop": dict(max_drop or {}),
+            "sensitivity": list(sensitivity),
+            "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
+        }
+        lean = rewrite(model, options.rewrites, pictures)
+        description["outliers"] = has_outliers(lean)
         Path(job, "job.json").write_text(json.dumps(description))
-        _save_frozen(model, f"{job}/saved_model", batch_size)
+        _save(lean, f"{job}/saved_model", options.batch_size, options.output)
+        del lean
+        gc.collect()  # A Keras model refers to itself: the rewritten one, as large as the first, would stay.
         _run_child(job)
-    return targets
+        results = json.loads(Path(job, "results.json").read_text())
+    for kind, operators in results["left_float"].items():
+        for name, layers in operators.items():
+            logger.warning(
+                "%s is not integer throughout: %s of %s stays in float, for want of an integer kernel or a rule.",
+                *(kind, name, ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")),
+            )
+    return results
 
 
-def _save_frozen(model: keras.Model, folder: str, batch_size: int) -> None:
-    """Saves a SavedModel with constants for weights and one signature of a fixed batch.
+def _refuse_lambdas(model: keras.Model) -> None:
+    """Refuses models with code in place of a layer: such a file cannot be loaded, checked or rewritten safely."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Lambda):
+            raise ValueError(
+                f"model must not have Lambda layers: write a registered layer instead. Received: {layer.name!r}"
+            )
 
-    A dynamic batch fills the converted graph with shape operators, and variables with READ_VARIABLE.
-    """
+
+def _save(model: keras.Model, folder: str, batch_size: int, output: str = "logits") -> None:
+    """Saves a SavedModel with one signature of a fixed batch: a dynamic one fills the graph with shape operators."""
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     signature = [tf.TensorSpec((batch_size, *model.input_shape[1:]), tf.float32, name="images")]
-    function = tf.function(lambda images: model(images, training=False), input_signature=signature)
-    frozen = convert_variables_to_constants_v2(function.get_concrete_function())
-    serve = tf.function(lambda images: {"logits": frozen(images)[0]}, input_signature=signature)
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+
+    def serve(images):
+        logits = model(images, training=False)
+        return {output: tf.nn.softmax(logits) if output == "probabilities" else logits}
+
+    serve = tf.function(serve, input_signature=signature)
     with quiet_tensorflow():
-        tf.saved_model.save(tf.Module(), folder, signatures={"serving_default": serve})
+        tf.saved_model.save(module, folder, signatures={"serving_default": serve})
 
 
 def _run_child(job: str) -> None:

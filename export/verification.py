@@ -18,6 +18,8 @@ class Agreement:
     Attributes:
         accuracy: Share of the pictures that the file classifies rightly, 0 to 1.
         accuracy_interval: Its 95 % interval (Wilson), 0 to 1.
+        points_lost: Accuracy lost against the Keras model, in points (hundredths of 1); negative for a gain.
+        points_lost_interval: Its 95 % interval, paired: only pictures on which the two differ count (Agresti and Min).
         agreement: Share of the pictures on which file and Keras model name the same class, 0 to 1.
         max_abs_logit_error: Largest difference of a logit from the Keras model's.
         bytes: Size of the file.
@@ -26,6 +28,8 @@ class Agreement:
 
     accuracy: float
     accuracy_interval: tuple[float, float]
+    points_lost: float
+    points_lost_interval: tuple[float, float]
     agreement: float
     max_abs_logit_error: float
     bytes: int
@@ -91,9 +95,14 @@ def compare(file: str | Path, images: np.ndarray, labels: np.ndarray, reference:
     logits = classifier.logits(images)
     predicted = logits.argmax(axis=1)
     right = int((predicted == labels).sum())
+    reference_right = reference.argmax(axis=1) == labels
+    lost = int((reference_right & (predicted != labels)).sum())
+    won = int((~reference_right & (predicted == labels)).sum())
     return Agreement(
         accuracy=right / len(labels),
         accuracy_interval=wilson_interval(right, len(labels)),
+        points_lost=100 * (lost - won) / len(labels),
+        points_lost_interval=paired_interval(lost, won, len(labels)),
         agreement=float((predicted == reference.argmax(axis=1)).mean()),
         max_abs_logit_error=float(np.abs(logits - reference).max()),
         bytes=Path(file).stat().st_size,
@@ -114,3 +123,22 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     low = (centre - spread) / scale if successes else 0.0
     high = (centre + spread) / scale if successes < trials else 1.0
     return low, high
+
+
+def paired_interval(lost: int, won: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Returns the 95 % interval of the difference of two rates on the same trials, in points.
+
+    Args:
+        lost: Trials that only the first got right.
+        won: Trials that only the second got right.
+        trials: All trials.
+        z: Quantile of the normal distribution.
+
+    Reference:
+        Agresti, Min, "Simple improved confidence intervals for comparing matched proportions" (Statistics in Medicine
+        24, 2005): half a trial is added to each of the four outcomes.
+    """
+    n, b, c = trials + 2, lost + 0.5, won + 0.5
+    centre = (b - c) / n
+    spread = z * ((b + c) - (b - c) ** 2 / n) ** 0.5 / n
+    return 100 * max(-1.0, centre - spread), 100 * min(1.0, centre + spread)

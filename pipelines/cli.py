@@ -13,14 +13,15 @@ from typing import Any
 import jsonargparse
 
 import vit_keras
+from vit_keras.export.targets import TARGETS, chosen_targets
 from vit_keras.messages import nearest
 
-from .config import ExportConfig, RunConfig
+from .config import ExportConfig, InputConfig, RunConfig
 from .run_folder import read_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, or 2 after one sentence about what was wrong."""
+    """Runs a command and returns its exit code: 0, 2 after one sentence about what was wrong, or the command's own."""
     try:
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         parser, commands = build_parser()
@@ -29,19 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         logging.getLogger("vit_keras").setLevel(logging.INFO if options.verbose else logging.WARNING)
-        commands[options.command](options[options.command])
+        return commands[options.command](options[options.command]) or 0
     except KeyboardInterrupt:
         print("vit-keras: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ArithmeticError, jsonargparse.ArgumentError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError, jsonargparse.ArgumentError) as error:
         if os.environ.get("VIT_KERAS_TRACEBACK"):
             raise
         print(f"vit-keras: error: {_sentence(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
-def build_parser() -> tuple[jsonargparse.ArgumentParser, dict[str, Callable[[Any], None]]]:
+Command = Callable[[Any], int | None]
+
+
+def build_parser() -> tuple[jsonargparse.ArgumentParser, dict[str, Command]]:
     """Returns the parser, and the function of each command."""
     parser = _parser(
         prog="vit-keras", description="From a folder of pictures to a Vision Transformer, proven on the device."
@@ -108,6 +111,13 @@ def _quiet_tensorflow() -> None:
 
 # Commands
 
+_TARGETS = f"{', '.join(TARGETS)} or all"
+
+
+def _asked(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The targets in the values of `--for`: several flags, or names with commas between them."""
+    return tuple(name.strip() for value in given or () for name in value.split(","))
+
 
 def _add_run(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with settings, such as a run's config.yaml.")
@@ -155,19 +165,59 @@ def _evaluate(options: Any) -> None:
 
 
 def _add_export(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN", help="A run's folder.")
-    parser.add_class_arguments(ExportConfig)
+    parser.add_argument("path", metavar="RUN_OR_MODEL", help="A run's folder, or a .keras file.")
+    parser.add_argument(
+        "--for",
+        action="append",
+        type=str,
+        metavar="TARGET",
+        help=f"{_TARGETS} makes the kind of file that suits it; may be given several times.",
+    )
+    parser.add_argument(
+        "--max-drop",
+        dest="max_drop",
+        type=float | None,
+        help="Points of accuracy that a file may lose "
+        "on the validation pictures: layers are computed more finely until it does not.",
+    )
+    parser.add_argument(
+        "--integer-only",
+        dest="integer_only",
+        default=False,
+        action="store_true",
+        help="Make only kinds without any float operator.",
+    )
+    parser.add_class_arguments(ExportConfig, skip={"targets", "max_drop", "integer_only"})
+    parser.add_argument(
+        "--data", type=str, help="Of a .keras file: the data to calibrate and to prove with, as for run."
+    )
+    parser.add_argument(
+        "--out", type=str, help="Of a .keras file: the folder to write; one named as the file if not given."
+    )
+    parser.add_class_arguments(InputConfig, "input")
     _add_overwrite(parser)
 
 
 def _export(options: Any) -> None:
     values = options.clone().as_dict()
-    path, overwrite = values.pop("path"), values.pop("overwrite")
-    config = ExportConfig(**values)
+    path, overwrite, data, out = (values.pop(name) for name in ("path", "overwrite", "data", "out"))
+    given = InputConfig(**values.pop("input"))
+    targets = _asked(values.pop("for"))
+    config = ExportConfig(targets=targets, **values)
+    of_model = path.endswith(".keras")
+    if bool(data) != of_model or (out and not of_model):
+        raise ValueError(f"--data and --out belong to a .keras file, which needs --data. Received: path={path}")
+    for target in chosen_targets(targets):
+        print(f"{target.name}: {target.kind}, because {target.because}.")
     _quiet_tensorflow()
     from . import display, running
 
-    display.proof(running.export(path, config, overwrite), path)
+    if not of_model:
+        display.proof(running.export(path, config, overwrite), path)
+        return
+    out = out or path.removesuffix(".keras")
+    run_config = RunConfig(data=data, out=out, input=given, export=config)
+    display.proof(running.export_model(path, run_config, overwrite), out)
 
 
 def _add_predict(parser: jsonargparse.ArgumentParser) -> None:
@@ -193,13 +243,51 @@ def _list(options: Any) -> None:
     display.presets(options.pattern)
 
 
-_COMMANDS: dict[str, tuple[Callable[[Any], None], Callable[[jsonargparse.ArgumentParser], None], str]] = {
+def _add_devices(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="FILE", help="A .tflite file.")
+    parser.add_argument(
+        "--for",
+        action="append",
+        type=str,
+        metavar="TARGET",
+        help=f"{_TARGETS}; may be given several times. The exit code is 1 where "
+        "one of them would not run the whole file. Without it all are shown, and the exit code is 0.",
+    )
+
+
+def _devices(options: Any) -> int:
+    from vit_keras.export import check_devices
+
+    from . import display
+
+    asked = _asked(options["for"])
+    checks = check_devices(options.path, asked or ("all",))
+    display.devices(checks, options.path)
+    return int(bool(asked) and not all(check.fits for check in checks))
+
+
+def _add_benchmark(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", help=".tflite files from pictures to class scores.")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of the interpreter.")
+
+
+def _benchmark(options: Any) -> None:
+    from vit_keras.export import benchmark
+
+    from . import display
+
+    display.benchmarks(benchmark(options.files, options.threads))
+
+
+_COMMANDS: dict[str, tuple[Command, Callable[[jsonargparse.ArgumentParser], None], str]] = {
     "run": (_run, _add_run, "Train, export, prove and report."),
     "train": (_train, _add_run, "Train only; `run` with the same settings goes on from there."),
     "evaluate": (_evaluate, _add_evaluate, "Evaluate a run or one of its files on its test pictures."),
     "export": (_export, _add_export, "Export a run's model and prove the files."),
     "predict": (_predict, _add_predict, "Name what pictures show."),
     "list": (_list, _add_list, "List the presets."),
+    "devices": (_devices, _add_devices, "Predict where a file runs, operator by operator."),
+    "benchmark": (_benchmark, _add_benchmark, "Measure time, size and memory of files."),
 }
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_keras.export.quantize import KINDS, check_kinds
+from vit_keras.export.framing import Framing
+from vit_keras.export.quantize import DEFAULT_KINDS, KINDS, check_kinds
+from vit_keras.export.targets import kinds_for
 from vit_keras.messages import nearest
 
 
@@ -21,19 +23,34 @@ class InputConfig:
     Attributes:
         dir: Folder in which a TFDS dataset is prepared, or shall be; TFDS's own default if not given.
         image_size: Side of the pictures that the model takes, in pixels, or [height, width]; the preset's if not given.
+        interpolation: How pictures are resized, "bilinear" or "bicubic"; as the preset's weights expect if not given.
+        crop_fraction: Share of the middle that is kept, above 0 to 1; as the preset's weights expect if not given.
+            Pictures that have the model's size already are left as they are.
         split_seed: Seed of the splits that the data do not bring along.
     """
 
     dir: str | None = None
     image_size: int | tuple[int, int] | None = None
+    interpolation: str | None = None
+    crop_fraction: float | None = None
     split_seed: int = 0
 
     def __post_init__(self) -> None:
+        known = (None, "bilinear", "bicubic")
+        _require(self.interpolation in known, "input.interpolation", "bilinear or bicubic", self.interpolation)
+        fraction = self.crop_fraction
+        _require(fraction is None or 0 < fraction <= 1, "input.crop_fraction", "above 0 to 1", fraction)
         _require(0 <= self.split_seed < 2**32, "input.split_seed", "0 to 2**32 - 1", self.split_seed)
         if self.image_size is not None:
             size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
             object.__setattr__(self, "image_size", size)
             _require(len(size) == 2 and min(size) >= 1, "input.image_size", "one or two numbers >= 1", self.image_size)
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures are brought to the model's size; what is not given is the framing's own default."""
+        given = {"interpolation": self.interpolation, "crop_fraction": self.crop_fraction}
+        return Framing(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -105,22 +122,48 @@ class ExportConfig:
     """Which files are made of the trained model.
 
     Attributes:
-        kinds: Kinds of TensorFlow Lite file, as float32,static_int8.
+        kinds: Kinds of TensorFlow Lite file, as float32,static_int8; all but int4 where targets are not given either.
+        targets: Places where the files shall run, as cpu,gpu, or all: the kind that suits each is made.
+        max_drop: Points of accuracy that a file may lose on the validation pictures, >= 0: layers are computed more
+            finely until it does not. No limit if not given.
+        integer_only: Whether only kinds without any float operator are made.
+        sensitivity: Whether the report shows what quantising does to each layer; takes a conversion per layer.
         saved_model: Whether a SavedModel is written too.
         calibration_pictures: Training pictures that the ranges of integer tensors are measured on, >= 1.
+        validation_pictures: Most validation pictures that a file is held to max_drop on, >= 1.
         threads: Threads of the interpreter while latency is measured, >= 1.
     """
 
-    kinds: str | tuple[str, ...] = tuple(KINDS)
+    kinds: str | tuple[str, ...] = ()
+    targets: str | tuple[str, ...] = ()
+    max_drop: float | None = None
+    integer_only: bool = False
+    sensitivity: bool = False
     saved_model: bool = True
     calibration_pictures: int = 200
+    validation_pictures: int = 2000
     threads: int = 1
 
     def __post_init__(self) -> None:
-        kinds = self.kinds.strip("[]").split(",") if isinstance(self.kinds, str) else self.kinds
-        object.__setattr__(self, "kinds", check_kinds(kind.strip() for kind in kinds))
+        targets = _names(self.targets)
+        kinds = _names(self.kinds) or ([] if targets else DEFAULT_KINDS)
+        kinds = check_kinds([*kinds, *kinds_for(targets)])
+        if self.integer_only:
+            kinds = tuple(kind for kind in kinds if KINDS[kind].integer_only)
+            _require(bool(kinds), "export.kinds", "integer-only with export.integer_only", self.kinds)
+        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "targets", tuple(targets))
+        drop = self.max_drop
+        _require(drop is None or 0 <= drop <= 100, "export.max_drop", "0 to 100 points", drop)
+        _require(self.validation_pictures >= 1, "export.validation_pictures", ">= 1", self.validation_pictures)
         _require(self.calibration_pictures >= 1, "export.calibration_pictures", ">= 1", self.calibration_pictures)
         _require(self.threads >= 1, "export.threads", "a number >= 1", self.threads)
+
+
+def _names(value: str | tuple[str, ...]) -> list[str]:
+    """The names in `a,b`, `[a, b]` or a sequence."""
+    names = value.strip("[]").split(",") if isinstance(value, str) else value
+    return [name.strip() for name in names]
 
 
 @dataclass(frozen=True)
@@ -130,12 +173,15 @@ class RunConfig:
     Attributes:
         data: "digits" (ships with scikit-learn), the name of a TFDS dataset, or the path of a folder of class folders.
         model: Name of a preset (`vit-keras list`), or "auto" for one that fits the size of the pictures.
+        weights: Checkpoint to start from: a .npz, .safetensors, .weights.h5 or .keras file, https://... or
+            hf://owner/name[@revision]; fresh weights if not given.
         out: The run's folder; "runs/" and the name of the data if not given.
         override: Arguments of the model's builder to replace, such as num_layers.
     """
 
     data: str = "digits"
     model: str = "auto"
+    weights: str | None = None
     out: str | None = None
     override: dict[str, Any] = field(default_factory=dict)
     input: InputConfig = field(default_factory=InputConfig)

@@ -5,11 +5,12 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from vit_keras.export.framing import Framing
 from vit_keras.messages import nearest
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,12 @@ class Split:
     Attributes:
         images: uint8 pixels, `(n, h, w, 3)`, or n picture files: their paths (str) or their contents (bytes).
         labels: int32 `(n,)`.
+        framing: How pictures are brought to the size that a model takes.
     """
 
     images: np.ndarray | tuple[str, ...] | tuple[bytes, ...]
     labels: np.ndarray
+    framing: Framing | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,8 +43,8 @@ class Split:
     def take(self, indices: np.ndarray) -> "Split":
         """Returns the pictures at `indices`."""
         if isinstance(self.images, np.ndarray):
-            return Split(self.images[indices], self.labels[indices])
-        return Split(tuple(self.images[i] for i in indices), self.labels[indices])
+            return Split(self.images[indices], self.labels[indices], self.framing)
+        return Split(tuple(self.images[i] for i in indices), self.labels[indices], self.framing)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class ImageData:
     train: Split
     validation: Split
     test: Split
+
+    def framed(self, framing: Framing) -> "ImageData":
+        """Returns the same data, its pictures to be brought to size in this way."""
+        splits = {name: replace(getattr(self, name), framing=framing) for name in ("train", "validation", "test")}
+        return replace(self, **splits)
 
 
 def load_data(data: str, directory: str | None = None, seed: int = 0) -> ImageData:
@@ -285,3 +293,13 @@ def _read_tfds(builder, split: str, image_key: str, label_key: str) -> Split:
     examples = [(example[image_key], example[label_key]) for example in tfds.as_numpy(dataset)]
     images, labels = zip(*examples, strict=True)
     return Split(tuple(images), np.array(labels, "int32"))
+
+
+def stratified_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns indices of about `count` examples, as many of each class as there are to be had."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), int)  # How many of the same class come before, in the shuffled order.
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    return order[np.argsort(rank[order], kind="stable")][:count]

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .report import proof_cells
 
 if TYPE_CHECKING:
+    from vit_keras.export import Benchmark, DeviceCheck, Refusal
+
     from .evaluation import Evaluation
     from .prediction import Prediction
 
@@ -26,7 +29,24 @@ def proof(report: dict[str, Any], folder: str | Path) -> None:
     rows = [proof_cells(artefact) for artefact in report["artefacts"]]
     title = f"Keras model: {keras_model['accuracy']:.2%} on {data['test']:,} test pictures of {data['name']}"
     _print_table(title, rows)
-    print(f"Report: {Path(folder) / 'report.html'}")
+    for artefact in report["artefacts"]:
+        if artefact["relaxation"]:
+            print(f"{artefact['kind']}: {_relaxation(artefact['relaxation'])}")
+    within = [a for a in report["artefacts"] if a["relaxation"] and a["relaxation"]["within"]]
+    if len(within) > 1:
+        print(f"Fastest within the limit, here: {min(within, key=lambda a: a['latency_ms']['p50'])['kind']}")
+    page = Path(folder) / "report.html"
+    print(f"Report: {page if page.exists() else page.with_suffix('.json')}")
+
+
+def _relaxation(found: dict[str, Any]) -> str:
+    """Says what was done to keep a file within its limit."""
+    layers = found["layers"]
+    text = f"{found['drop']:.2f} points lost on the validation pictures"
+    if layers:
+        shown = ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
+        text += f" ({found['first_drop']:.2f} before these were computed more finely: {shown})"
+    return text if found["within"] else f"{text}, more than allowed"
 
 
 def evaluation(result: "Evaluation") -> None:
@@ -58,6 +78,63 @@ def presets(pattern: str) -> None:
     _print_table(None, [{"model": name, **_facts(get_preset(name))} for name in names])
 
 
+def devices(checks: Sequence["DeviceCheck"], path: str | Path) -> None:
+    """Prints where a file runs: a line per target and set of rules, then what is refused, why, and in which layers."""
+    rows = [
+        {
+            "target": check.target.name,
+            "held against": result.rules.title,
+            "runs whole": "no" if result.refused else "yes",
+            "operators": str(result.operators),
+            "refused": str(len(result.refused)),
+            "parts": str(result.partitions),
+        }
+        for check in checks
+        for result in check.checks
+    ]
+    _print_table(str(path), rows, wide=("held against",))
+    shown = set()
+    for result in (result for check in checks for result in check.checks):
+        if result.refused and result.rules.name not in shown:
+            shown.add(result.rules.name)
+            title = f"\n{result.rules.title}: {len(result.refused)} refused; {result.rules.falls_back}"
+            _print_table(title, _refusals(result.refused), wide=("reason", "layers"))
+            for source in result.rules.sources:
+                print(f"Source: {source.url} ({source.state})")
+            for caveat in result.rules.caveats:
+                print(f"Note: {caveat}")
+
+
+def _refusals(refused: Sequence["Refusal"]) -> list[dict[str, str]]:
+    groups: dict[tuple[str, str], list[Refusal]] = {}
+    for refusal in refused:
+        groups.setdefault((refusal.operator, refusal.reason), []).append(refusal)
+    rows = []
+    for (operator, reason), group in groups.items():
+        layers = list(dict.fromkeys(refusal.layer or "?" for refusal in group))
+        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+        rows.append(
+            {"operator": operator, "times": str(len(group)), "reason": reason, "layers": ", ".join(layers[:3]) + more}
+        )
+    return rows
+
+
+def benchmarks(results: Sequence["Benchmark"]) -> None:
+    """Prints time, size and memory of files."""
+    rows = [
+        {
+            "file": str(result.file),
+            "p50 ms": f"{result.latency.p50:.3g}",
+            "p90 ms": f"{result.latency.p90:.3g}",
+            "bytes": f"{result.bytes:,}",
+            "peak memory MB": f"{result.memory / 1e6:.1f}",
+            "threads": str(result.latency.threads),
+        }
+        for result in results
+    ]
+    _print_table(None, rows, wide=("file",))
+
+
 def _facts(preset: Any) -> dict[str, str]:
     arguments = preset.arguments
     return {
@@ -71,13 +148,14 @@ def _facts(preset: Any) -> dict[str, str]:
     }
 
 
-def _print_table(title: str | None, rows: Sequence[dict[str, str]]) -> None:
+def _print_table(title: str | None, rows: Sequence[dict[str, str]], wide: Sequence[str] = ("source",)) -> None:
     if not rows:
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left")
     for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if i == 0 or name == "source" else "right", no_wrap=name != "source")
+        left = i == 0 or name in wide
+        table.add_column(name, justify="left" if left else "right", no_wrap=name not in wide, overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(Text, row.values()))
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=140).print(table)
+    console.print(table) if console.is_terminal else Console(width=150).print(table)

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 import vit_keras
-from vit_keras.export import Classifier
+from vit_keras.export import Classifier, metadata, try_file
+from vit_keras.export.framing import Framing
 from vit_keras.export.saved_model import decode_picture
 
 from .datasets import picture_fault
@@ -29,7 +30,8 @@ def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction
     """Classifies picture files.
 
     Args:
-        path: A run's folder, or a `.tflite` file; class names are read from the `labels.txt` beside it or above it.
+        path: A run's folder, or a `.tflite` file; its class names are those inside it, else those of the `labels.txt`
+            beside it or above it.
         pictures: JPEG, PNG, BMP or GIF files.
 
     Returns:
@@ -47,25 +49,34 @@ def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction
         if fault:
             raise ValueError(f"{picture} cannot be used as a picture: {fault}.")
     if path.suffix == ".tflite":
+        try_file(path)
         classifier = Classifier(path)
-        logits = classifier.logits(_read(pictures, classifier.image_size))
-        labels = _labels_near(path, classifier.num_classes)
+        run = RunFolder(path.resolve().parent.parent)
+        framing = run.load_config().input.framing if run.config_file.is_file() else None
+        logits = classifier.logits(_read(pictures, classifier.image_size, framing))
+        labels = _labels_of(path, classifier.num_classes)
     else:
         folder = RunFolder(path)
         model = vit_keras.load_model(folder.require_model())
-        logits = model.predict(_read(pictures, model.input_shape[1:3]), verbose=0)
+        framing = folder.load_config().input.framing
+        logits = model.predict(_read(pictures, model.input_shape[1:3], framing), verbose=0)
         labels = read_labels(folder.labels_file, logits.shape[1])
     chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     return [Prediction(str(p), labels[c.argmax()], float(c.max())) for p, c in zip(pictures, chances, strict=True)]
 
 
-def _read(pictures: Sequence[str | Path], image_size: tuple[int, int]) -> np.ndarray:
-    pixels = [decode_picture(tf.io.read_file(str(picture)), image_size) for picture in pictures]
+def _read(pictures: Sequence[str | Path], image_size: tuple[int, int], framing: Framing | None) -> np.ndarray:
+    pixels = [decode_picture(tf.io.read_file(str(picture)), image_size, framing) for picture in pictures]
     return np.stack(pixels).astype("float32")
 
 
-def _labels_near(file: Path, num_classes: int) -> tuple[str, ...]:
-    """Returns the class names of the `labels.txt` beside a file or one folder up; numbers where there is none."""
+def _labels_of(file: Path, num_classes: int) -> tuple[str, ...]:
+    """Returns the class names inside a file, else of the `labels.txt` beside it or one folder up, else numbers."""
+    inside = metadata.read_labels(file)
+    if inside is not None:
+        if len(inside) != num_classes:
+            raise ValueError(f"{file} must name {num_classes} classes. Received: {len(inside)}")
+        return inside
     for folder in (file.resolve().parent, file.resolve().parent.parent):
         if (folder / "labels.txt").is_file():
             return read_labels(folder / "labels.txt", num_classes)

@@ -34,7 +34,7 @@ def load_pixels(split: Split, image_size: tuple[int, int]) -> Split:
     pixels = np.empty((len(split), height, width, 3), "uint8")
     for i, picture in enumerate(dataset.as_numpy_iterator()):
         pixels[i] = picture
-    return Split(pixels, split.labels)
+    return Split(pixels, split.labels, split.framing)
 
 
 def batches(split: Split, image_size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
@@ -102,7 +102,7 @@ def _picture_reader(split: Split, image_size: tuple[int, int]) -> Callable[[tf.T
     if images.dtype == tf.uint8:
         if tuple(images.shape[1:3]) == tuple(image_size):
             return lambda i: images[i]
-        return lambda i: fit_picture(images[i], image_size)
+        return lambda i: fit_picture(images[i], image_size, split.framing)
     if isinstance(split.images[0], bytes):
-        return lambda i: decode_picture(images[i], image_size)
-    return lambda i: decode_picture(tf.io.read_file(images[i]), image_size)
+        return lambda i: decode_picture(images[i], image_size, split.framing)
+    return lambda i: decode_picture(tf.io.read_file(images[i]), image_size, split.framing)

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,29 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | Path 
     return figure
 
 
+def plot_sensitivity(errors: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path | None = None) -> Figure:
+    """Plots what quantising does to each layer, a column per kind.
+
+    Args:
+        errors: Kind to the entries of `sensitivity.json`: `layer`, `own` and `alone`.
+        path: The PNG to write, if any.
+    """
+    most = max(len(found) for found in errors.values())
+    figure = Figure(figsize=(1.5 + 4.5 * len(errors), 1.2 + 0.21 * most), layout="constrained")
+    for axes, (kind, found) in zip(figure.subplots(1, len(errors), squeeze=False)[0], errors.items(), strict=True):
+        rows = range(len(found))
+        axes.plot([error["own"] for error in found], rows, "o", color=_GRAY, label="its results, all quantised")
+        axes.plot([error["alone"] for error in found], rows, "o", color=_BLUE, label="the logits, it alone quantised")
+        axes.set_yticks(rows, [error["layer"] for error in found], fontsize=7)
+        axes.set(xscale="log", xlabel="relative error", title=kind)
+        axes.invert_yaxis()
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
+    _write(figure, path)
+    return figure
+
+
 def plot_pictures(
     images: np.ndarray, maps: np.ndarray, truths: Sequence[str], guesses: Sequence[str], chances: Sequence[float]
 ) -> Figure:
@@ -90,6 +113,7 @@ def write_html(
     history: Figure,
     confusion: Figure,
     pictures: Figure,
+    sensitivity: Figure | None = None,
 ) -> None:
     """Writes the page: proof table, curves, confusion matrix, pictures; everything inside the one file.
 
@@ -100,6 +124,7 @@ def write_html(
         history: Of `plot_history`.
         confusion: Of `plot_confusion`.
         pictures: Of `plot_pictures`.
+        sensitivity: Of `plot_sensitivity`, if it was measured.
     """
     model, data, keras_model = report["model"], report["data"], report["keras"]
     facts = [
@@ -121,10 +146,11 @@ def write_html(
 <p>Every exported file was run over all {data["test"]:,} test pictures in LiteRT's interpreter.</p>
 <div class="wide">{_proof_table(report)}</div>
 <p class="note">Agreement: share of the test pictures on which the file names the same class as the Keras model.
-Intervals are 95 % (Wilson). Operators with no float tensor count as integer; QUANTIZE and DEQUANTIZE count as float
-where they touch one. Partitions: parts of the graph that the CPU delegate (XNNPACK) takes. Times are per picture on
-the machine that made this report; compare them with each other, not with other machines.</p>
-<h2>Training</h2>{_image(history, "Loss and accuracy per epoch")}
+Points lost: accuracy of the Keras model less that of the file. Intervals are 95 %: Wilson's for an accuracy, the paired
+one of Agresti and Min for points lost. Operators count as float where they touch a float tensor, QUANTIZE and
+DEQUANTIZE too. Max error: of a logit. Parts: of the graph that the CPU delegate (XNNPACK) takes. Times are per picture
+on the machine that made this report; compare them with each other, not with other machines.</p>
+{_sensitivity(sensitivity)}<h2>Training</h2>{_image(history, "Loss and accuracy per epoch")}
 <h2>Confusion on the test pictures</h2>{_image(confusion, "Confusion matrix")}
 <h2>What the model looks at</h2>
 <p>Test pictures, the prediction with its probability, and the attention rollout over the patches: bright patches went
@@ -136,23 +162,34 @@ into the decision most. Wrong predictions come first.</p>{_image(pictures, "Test
         temporary.write_text(page, encoding="utf-8")
 
 
+def _sensitivity(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return f"""<h2>What quantising does to each layer</h2>
+<p>Gray: error of a layer's results in the quantised file, its own and what it was given. Blue: error of the logits when
+this layer is the only one quantised. Both as root mean square over that of the float32 values.</p>
+{_image(figure, "Relative errors per layer")}
+"""
+
+
 def proof_cells(artefact: dict[str, Any]) -> dict[str, str]:
     """Returns one row of the proof table, column name to text, for an entry of the report's `artefacts`."""
     low, high = artefact["accuracy_interval"]
+    lost, (least, most) = artefact["points_lost"], artefact["points_lost_interval"]
     operators, latency = artefact["operators"], artefact["latency_ms"]
     return {
         "kind": artefact["kind"],
         "accuracy": f"{artefact['accuracy']:.2%}",
         "95 % interval": f"{100 * low:.1f}-{100 * high:.1f} %",
+        "points lost": f"{lost:.2f} ({least:.2f} to {most:.2f})",
         "agreement": f"{artefact['agreement']:.2%}",
-        "max logit error": f"{artefact['max_abs_logit_error']:.2g}",
+        "max error": f"{artefact['max_abs_logit_error']:.2g}",
         "bytes": f"{artefact['bytes']:,}",
         "p50 ms": f"{latency['p50']:.3g}",
         "p90 ms": f"{latency['p90']:.3g}",
         "ops": f"{operators['total']}",
-        "integer": f"{operators['integer']}",
         "float": f"{operators['float']}",
-        "partitions": f"{operators['delegate_partitions']}",
+        "parts": f"{operators['delegate_partitions']}",
     }
 
 
@@ -191,7 +228,7 @@ th, td { padding: .3rem .55rem; border-bottom: 1px solid var(--line); text-align
 th:first-child, td:first-child { text-align: left; } thead th { background: var(--soft); font-weight: 600; }
 thead th { white-space: normal; vertical-align: bottom; }
 .facts th { font-weight: 600; white-space: normal; } .facts td { text-align: left; white-space: normal; }
-.wide { overflow-x: auto; } .note { color: var(--faint); font-size: .85rem; }
+.wide { overflow-x: auto; } .wide table { font-size: .9rem; } .note { color: var(--faint); font-size: .85rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 pre { background: var(--soft); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
 """

@@ -25,13 +25,15 @@ from matplotlib.figure import Figure
 
 import vit_keras
 from vit_keras import create_model, explain, get_preset
-from vit_keras.export import Agreement, OperatorCensus, compare, measure_latency, to_saved_model, to_tflite_files
+from vit_keras.export import try_file
 from vit_keras.export.files import free_bytes, remove
+from vit_keras.export.metadata import check_labels
 
 from . import report as reporting
 from .config import ExportConfig, RunConfig
-from .datasets import ImageData, load_data, median_side
+from .datasets import ImageData, load_data, median_side, stratified_sample
 from .evaluation import Evaluation, evaluate_model
+from .exporting import export_files, pixels, prove
 from .preprocessing import batches, load_pixels, training_batches
 from .run_folder import RunFolder
 from .training import fit, write_metrics
@@ -63,7 +65,7 @@ def run(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> d
     folder, config, data, model = _prepare(config, overwrite, "finished")
     model = _trained_model(folder, config, data, model, verbose)
     with _timed(folder, "export"):
-        _export(folder, config.export, model, data)
+        export_files(folder, config.export, model, data)
     return _report(folder, config, data, model)
 
 
@@ -86,8 +88,8 @@ def evaluate(path: str | Path) -> Evaluation:
     """
     path = Path(path)
     is_file = path.suffix == ".tflite"
-    if is_file and not path.is_file():
-        raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
+    if is_file:
+        try_file(path)
     folder = RunFolder(path.resolve().parent.parent if is_file else path)
     data = _load(folder.load_config())
     if not is_file:
@@ -117,11 +119,36 @@ def export(path: str | Path, config: ExportConfig | None = None, overwrite: bool
     config = config or run_config.export
     model = vit_keras.load_model(folder.require_model())
     data = _load(run_config)
-    if overwrite:
-        for file in (folder.saved_model, *(folder.tflite_file(kind) for kind in config.kinds)):
-            remove(file)
-    _export(folder, config, model, data)
+    _export_again(folder, config, model, data, overwrite)
     return _report(folder, dataclasses.replace(run_config, export=config), data, model)
+
+
+def export_model(path: str | Path, config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
+    """Exports a Keras model that came from elsewhere, and proves the files on data.
+
+    Args:
+        path: A `.keras` file.
+        config: `export` says what to export, `data` and `input` on which pictures to calibrate and to prove it, and
+            `out` where to: a folder named as the file if not given.
+        overwrite: Whether to replace files that are there already; without it they are kept and proven again.
+
+    Returns:
+        The content of `report.json`.
+    """
+    path = Path(path)
+    model = vit_keras.load_model(path)
+    folder = RunFolder(config.out or path.with_suffix(""))
+    data = _load(config)
+    if model.output_shape[1:] != (len(data.classes),):
+        raise ValueError(
+            f"{path} must give scores of the {len(data.classes)} classes of {data.name}. "
+            f"Received: output_shape={model.output_shape}"
+        )
+    _export_again(folder, config.export, model, data, overwrite)
+    content, _, _ = _prove(folder, path.stem, config.export, data, model)
+    folder.write_json(folder.report_json, content)
+    remove(folder.state)
+    return content
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -145,9 +172,12 @@ def _prepare(config: RunConfig, overwrite: bool, until: str) -> tuple[RunFolder,
     if config.model != "auto":
         get_preset(config.model)
     data = _load(config)
+    check_labels(data.classes, len(data.classes))
     config = _resolve(config, folder, data)
+    data = data.framed(config.input.framing)
     keras.utils.set_random_seed(config.fit.seed)
-    model = create_model(config.model, len(data.classes), config.input.image_size, **config.override)
+    weights = None if folder.trained and not overwrite else config.weights
+    model = create_model(config.model, len(data.classes), config.input.image_size, weights=weights, **config.override)
     needed = BYTES_PER_PARAMETER * model.count_params()
     if free_bytes(folder.path) < needed:
         raise OSError(
@@ -158,13 +188,17 @@ def _prepare(config: RunConfig, overwrite: bool, until: str) -> tuple[RunFolder,
 
 
 def _load(config: RunConfig) -> ImageData:
-    return load_data(config.data, config.input.dir, config.input.split_seed)
+    data = load_data(config.data, config.input.dir, config.input.split_seed)
+    return data.framed(config.input.framing)
 
 
 def _resolve(config: RunConfig, folder: RunFolder, data: ImageData) -> RunConfig:
     name = config.model if config.model != "auto" else _fitting_model(data)
-    image_size = config.input.image_size or get_preset(name).image_size
+    preset = get_preset(name)
+    image_size = config.input.image_size or preset.image_size
     image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    interpolation = config.input.interpolation or preset.interpolation
+    crop_fraction = config.input.crop_fraction or preset.crop_fraction
     noise = config.augment.noise
     if noise is None:
         noise = 0.15 if max(image_size) <= 16 else 0.0
@@ -176,7 +210,9 @@ def _resolve(config: RunConfig, folder: RunFolder, data: ImageData) -> RunConfig
         config,
         model=name,
         out=str(folder.path),
-        input=dataclasses.replace(config.input, image_size=image_size),
+        input=dataclasses.replace(
+            config.input, image_size=image_size, interpolation=interpolation, crop_fraction=crop_fraction
+        ),
         augment=dataclasses.replace(config.augment, noise=noise),
         fit=dataclasses.replace(config.fit, epochs=epochs),
     )
@@ -219,40 +255,29 @@ def _trained_model(
     return model
 
 
-def _export(folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData) -> None:
-    if config.saved_model and not folder.saved_model.exists():
-        to_saved_model(model, folder.saved_model)
-    missing = {kind: folder.tflite_file(kind) for kind in config.kinds if not folder.tflite_file(kind).exists()}
-    if missing:
-        image_size = model.input_shape[1:3]
-        sample = _stratified_sample(data.train.labels, config.calibration_pictures, seed=0)
-        pictures = (images for images, _ in batches(data.train.take(sample), image_size, 64).as_numpy_iterator())
-        to_tflite_files(model, missing, pictures)
+def _export_again(
+    folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData, overwrite: bool
+) -> None:
+    """Writes the files that are missing, or all of them."""
+    if overwrite:
+        for file in (folder.saved_model, *(folder.tflite_file(kind) for kind in config.kinds)):
+            remove(file)
+    export_files(folder, config, model, data)
 
 
-def _stratified_sample(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Returns indices of about `count` examples, as many of each class as there are to be had."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    rank = np.empty(len(labels), int)  # How many of the same class come before, in the shuffled order.
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    return order[np.argsort(rank[order], kind="stable")][:count]
-
-
-def _report(folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model) -> dict[str, Any]:
-    """Proves every file and writes the report."""
+def _prove(
+    folder: RunFolder, name: str, config: ExportConfig, data: ImageData, model: keras.Model
+) -> tuple[dict[str, Any], Evaluation, np.ndarray]:
+    """Proves every file; returns the content of `report.json`, the Keras model's evaluation and the test pictures."""
     with _timed(folder, "proof"):
         evaluation = evaluate_model(model, data.test)
         image_size = model.input_shape[1:3]
-        test = batches(data.test, image_size, 256)
-        images = np.concatenate([images for images, _ in test.as_numpy_iterator()])
-        artefacts = _prove(folder, config.export, evaluation, images)
-    matrix = evaluation.confusion()
+        images = pixels(data.test, image_size)
+        artefacts = prove(folder, config, evaluation, images)
     content = {
         "format": REPORT_FORMAT,
         "model": {
-            "name": config.model,
+            "name": name,
             "parameters": model.count_params(),
             "image_size": list(image_size),
             "classes": list(data.classes),
@@ -266,53 +291,26 @@ def _report(folder: RunFolder, config: RunConfig, data: ImageData, model: keras.
         "keras": {"accuracy": evaluation.accuracy, "loss": evaluation.loss},
         "artefacts": artefacts,
     }
+    return content, evaluation, images
+
+
+def _report(folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model) -> dict[str, Any]:
+    """Proves every file and writes the report."""
+    content, evaluation, images = _prove(folder, config.model, config.export, data, model)
     reporting.write_html(
         folder.report_html,
         content,
         yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True),
         reporting.plot_history(folder.read_metrics()),
-        reporting.plot_confusion(matrix, data.classes, folder.confusion_plot),
+        reporting.plot_confusion(evaluation.confusion(), data.classes, folder.confusion_plot),
         _pictures(model, evaluation, images, data.classes),
+        reporting.plot_sensitivity(json.loads(folder.sensitivity.read_text()), folder.sensitivity_plot)
+        if config.export.sensitivity and folder.sensitivity.exists()
+        else None,
     )
     folder.write_json(folder.report_json, content)
     remove(folder.state)
     return content
-
-
-def _prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, images: np.ndarray) -> list[dict[str, Any]]:
-    """Holds every file against the Keras model; what was measured before an interruption is not measured again."""
-    files = {kind: folder.tflite_file(kind) for kind in config.kinds}
-    agreements = {kind: _agreement(folder, kind, file, evaluation, images) for kind, file in files.items()}
-    latencies = measure_latency(files, images[0], config.threads)
-    return [
-        {
-            "kind": kind,
-            "file": str(file.relative_to(folder.path).as_posix()),
-            "bytes": agreements[kind].bytes,
-            "accuracy": agreements[kind].accuracy,
-            "accuracy_interval": list(agreements[kind].accuracy_interval),
-            "agreement": agreements[kind].agreement,
-            "max_abs_logit_error": agreements[kind].max_abs_logit_error,
-            "latency_ms": dataclasses.asdict(latencies[kind]),
-            "operators": dataclasses.asdict(agreements[kind].operators),
-            "integer_only": agreements[kind].operators.float == 0,
-        }
-        for kind, file in files.items()
-    ]
-
-
-def _agreement(folder: RunFolder, kind: str, file: Path, evaluation: Evaluation, images: np.ndarray) -> Agreement:
-    """Compares one file, or takes the comparison that an interrupted run has left for the same file."""
-    state = folder.state / f"proof.{kind}.json"
-    stamp = file.stat().st_mtime_ns
-    if state.exists():
-        saved = json.loads(state.read_text())
-        if saved.pop("stamp") == stamp:
-            operators = OperatorCensus(**saved.pop("operators"))
-            return Agreement(accuracy_interval=tuple(saved.pop("accuracy_interval")), operators=operators, **saved)
-    agreement = compare(file, images, evaluation.labels, evaluation.logits)
-    folder.write_json(state, {"stamp": stamp, **dataclasses.asdict(agreement)})
-    return agreement
 
 
 def _pictures(model: keras.Model, evaluation: Evaluation, images: np.ndarray, classes: tuple[str, ...]) -> Figure:
@@ -320,7 +318,7 @@ def _pictures(model: keras.Model, evaluation: Evaluation, images: np.ndarray, cl
     labels, predictions = evaluation.labels, evaluation.predictions
     wrong = np.nonzero(predictions != labels)[0][: NUM_PICTURES // 2]
     right = np.nonzero(predictions == labels)[0]
-    right = right[_stratified_sample(labels[right], NUM_PICTURES - len(wrong), seed=0)]
+    right = right[stratified_sample(labels[right], NUM_PICTURES - len(wrong), seed=0)]
     chosen = np.concatenate([wrong, right])
     chances = np.asarray(keras.ops.softmax(evaluation.logits[chosen])).max(axis=1)
     return reporting.plot_pictures(

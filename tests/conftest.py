@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import shutil
 from pathlib import Path
 
+import keras
 import pytest
 
 from vit_keras.pipelines.config import AugmentConfig, FitConfig, RunConfig
@@ -17,6 +18,12 @@ SHORT = {
     "override": {"num_layers": 2},
 }
 """Settings that train a digits model of about 90 % accuracy in a few seconds."""
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test draws the same numbers, alone or among others."""
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")

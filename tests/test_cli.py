@@ -15,7 +15,7 @@ from PIL import Image
 from vit_keras.pipelines.cli import main
 from vit_keras.pipelines.config import FitConfig, InputConfig, RunConfig
 
-COMMANDS = ("run", "train", "evaluate", "export", "predict", "list")
+COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "devices", "benchmark")
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,13 @@ def refused(capsys, *arguments):
         (["export", "x", "--kinds", "float32,full_int"], ["'full_int'", "Did you mean 'full_int8'?"]),
         (["run", "--export.kinds", "statc_int8"], ["'statc_int8'", "Did you mean 'static_int8'?"]),
         (["run", "--export.kinds", ""], ["kind"]),
+        (["run", "--export.targets", "cpi"], ["'cpi'", "Did you mean 'cpu'?"]),
+        (["run", "--export.max_drop", "-1"], ["export.max_drop=-1"]),
+        (["export", "x", "--for", "edgetp"], ["'edgetp'", "Did you mean 'edgetpu'?"]),
+        (["export", "x", "--for", "cpu", "--integer-only"], ["integer-only"]),
+        (["export", "x", "--max-drop", "101"], ["export.max_drop=101"]),
+        (["export", "x", "--data", "digits"], ["--data", ".keras"]),
+        (["export", "x.keras", "--for", "cpu"], ["--data", "x.keras"]),
         (["run", "--model", "vit_micro_patch2_9"], ["'vit_micro_patch2_9'", "Did you mean 'vit_micro_patch2_8'?"]),
         (["run", "--data", "cifar1"], ["'cifar1'", "Did you mean 'cifar10'?"]),
         (["run", "--data", "digit"], ["'digit'", "Did you mean 'digits'?"]),

@@ -36,11 +36,41 @@ def test_rollout_equals_loops():
     np.testing.assert_allclose(attention_rollout(scores).sum(-1), 1)
 
 
-def test_rollout_maps_fit_the_grid():
-    model = create_model("vit_micro_patch2_8", 3, num_layers=2, image_size=(8, 12))
-    maps = rollout_maps(model, np.random.default_rng(0).uniform(0, 255, (2, 8, 12, 3)))
+VARIANTS = {
+    "average": {},
+    "token": {"pooling": "token"},
+    "registers": {"pooling": "token", "num_register_tokens": 3},
+    "registers, average": {"num_register_tokens": 3},
+    "attention": {"pooling": "attention"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rollout_maps_follow_the_pooling(name):
+    """The row of the rollout that the pooled result is made of, without the prefix tokens."""
+    model = create_model("vit_micro_patch2_8", 3, num_layers=2, image_size=(8, 12), **VARIANTS[name])
+    x = np.random.default_rng(0).uniform(0, 255, (2, 8, 12, 3))
+    maps = rollout_maps(model, x)
     assert maps.shape == (2, 4, 6)
     np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1)
+
+    scores = attention_model(model).predict(x, verbose=0)
+    rollout = attention_rollout(scores[:2])
+    num_prefix = rollout.shape[-1] - 24
+    assert num_prefix == {"average": 0, "token": 1, "registers": 4, "registers, average": 3, "attention": 0}[name]
+    if name == "attention":
+        row = np.einsum("bhn,bnm->bm", scores[2][:, :, 0], rollout) / 6
+    else:
+        row = rollout[:, 0] if "pooling" in VARIANTS[name] else rollout[:, num_prefix:].mean(axis=1)
+    row = row[:, num_prefix:]
+    np.testing.assert_allclose(maps.reshape(2, 24), row / row.sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_attention_of_a_distilled_model():
+    model = create_model("deit_tiny_distilled_patch16_224", 3, (32, 48), num_layers=2)
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 48, 3))
+    assert [s.shape for s in attention_model(model).predict(x, verbose=0)] == [(2, 3, 8, 8)] * 2
+    assert rollout_maps(model, x).shape == (2, 2, 3)
 
 
 def test_model_without_attention_is_refused():

@@ -7,8 +7,17 @@ import tensorflow as tf
 from harness import randomise_zeros
 
 from vit_keras import create_model, load_model
-from vit_keras.export import KINDS, Classifier, measure_latency, to_saved_model, to_tflite, to_tflite_files, verify
-from vit_keras.export.calibrate import sample, tensor_ranges
+from vit_keras.export import (
+    KINDS,
+    Classifier,
+    measure_latency,
+    read_labels,
+    to_saved_model,
+    to_tflite,
+    to_tflite_files,
+    verify,
+)
+from vit_keras.export.calibrate import observe, sample
 from vit_keras.export.conversion import _batches
 from vit_keras.export.files import replacing
 from vit_keras.export.verification import wilson_interval
@@ -30,7 +39,8 @@ def pictures():
 @pytest.fixture(scope="module")
 def files(model, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    return to_tflite_files(model, {kind: folder / f"{kind}.tflite" for kind in KINDS}, [pictures[:32]])
+    paths = {kind: folder / f"{kind}.tflite" for kind in KINDS}
+    return to_tflite_files(model, paths, [pictures[:32]], labels=["a", "b", "ç", "d e"])
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +89,10 @@ def test_static_int8_computes_its_products_in_int8(files):
     types = {detail["index"]: detail["dtype"] for detail in interpreter.get_tensor_details()}
     products = [o for o in interpreter._get_ops_details() if o["op_name"] in ("FULLY_CONNECTED", "CONV_2D")]
     assert len(products) == 10
-    assert all(types[o["inputs"][0]] == types[o["outputs"][0]] == np.int8 for o in products)
+    assert all(types[o["inputs"][1]] == np.int8 for o in products)
+    # The first and the last have a range of their own for each picture.
+    calibrated = [types[o["inputs"][0]] == types[o["outputs"][0]] == np.int8 for o in products]
+    assert calibrated == [False, *[True] * 8, False]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +116,56 @@ def test_signature_has_names(files, kind):
 
     signatures = Interpreter(str(files[kind])).get_signature_list()
     assert signatures == {"serving_default": {"inputs": ["images"], "outputs": ["logits"]}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_file_holds_the_class_names(files, kind):
+    assert read_labels(files[kind]) == ("a", "b", "ç", "d e")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("full_int8", "int8"), ("full_int8", "float32"), ("int16x8", "float32"), ("static_int8", "float32")],
+)
+def test_input_types(model, pictures, tmp_path, kind, dtype):
+    classifier = Classifier(to_tflite(model, tmp_path / "m", kind, [pictures[:30]], input_dtype=dtype))
+    assert classifier._input["dtype"] == classifier._output["dtype"] == np.dtype(dtype)
+    np.testing.assert_allclose(classifier.logits(pictures[:9]), model.predict(pictures[:9], verbose=0), atol=0.4)
+
+
+def test_probabilities(model, pictures, tmp_path):
+    files = {"float32": tmp_path / "a", "full_int8": tmp_path / "b"}
+    to_tflite_files(model, files, [pictures[:30]], output="probabilities")
+    expected = tf.nn.softmax(model.predict(pictures[:9], verbose=0)).numpy()
+    np.testing.assert_allclose(Classifier(files["float32"]).logits(pictures[:9]), expected, atol=1e-4)
+    np.testing.assert_allclose(Classifier(files["full_int8"]).logits(pictures[:9]), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse"])
+def test_ranges_without_outliers(files, pictures, ranges):
+    float32 = files["float32"].read_bytes()
+    whole, cut = (observe(float32, (p[None] for p in pictures[:8]), name) for name in ("minmax", ranges))
+    widths = np.array([[(o[name].high - o[name].low).item() for o in (cut, whole)] for name in whole])
+    assert (widths[:, 0] <= widths[:, 1] * (1 + 1e-6)).all()
+    assert (widths[:, 0] < widths[:, 1]).any()
+    assert [(o["serving_default_images:0"].high.item()) for o in (cut, whole)] == [255, 255]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("static_int8", {"input_dtype": "uint8"}, "input_dtype of static_int8 must be one of float32"),
+        ("int16x8", {"input_dtype": "int8"}, "int16, float32"),
+        ("float32", {"output": "labels"}, "output='labels'"),
+        ("float32", {"ranges": "max"}, "ranges='max'"),
+        ("float32", {"batch_size": 0}, "batch_size=0"),
+        ("float32", {"rewrites": ["affin"]}, "Did you mean 'affine'"),
+    ],
+)
+def test_wrong_options(model, pictures, tmp_path, kind, options, words):
+    with pytest.raises(ValueError, match=words):
+        to_tflite(model, tmp_path / "m", kind, [pictures[:8]], **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_batch_of_several(model, pictures, tmp_path):
@@ -177,13 +240,15 @@ def test_sample_takes_what_is_needed():
     assert len(list(batches)) == 2
 
 
-def test_tensor_ranges_are_true_extremes(model, pictures, files):
-    ranges = tensor_ranges(files["float32"].read_bytes(), (p[None] for p in pictures[:5]), {"CONV_2D"})
+def test_observed_ranges_are_true_extremes(model, pictures, tmp_path):
+    file = to_tflite(model, tmp_path / "m.tflite", rewrites=[])
+    observed = observe(file.read_bytes(), (p[None] for p in pictures[:5]))
     patches = keras.Model(model.input, model.get_layer("patch_embedding").output).predict(pictures[:5], verbose=0)
-    lows, highs = ([float(r[k][0]) for r in ranges.values()] for k in ("min", "max"))
-    assert len(ranges) == 2
-    assert min(abs(low - patches.min()) for low in lows) < 1e-4
-    assert min(abs(high - patches.max()) for high in highs) < 1e-4
+    (found,) = [o for name, o in observed.items() if "patch_embedding" in name and "Reshape" in name]
+    assert found.low.shape == found.high.shape == (1, 1, 1)
+    np.testing.assert_allclose([found.low.item(), found.high.item()], [patches.min(), patches.max()], atol=1e-4)
+    (pixels,) = [o for name, o in observed.items() if "images" in name]
+    assert (pixels.low.item(), pixels.high.item()) == (pictures[:5].min(), pictures[:5].max())
 
 
 def test_batches_wrap_around():

@@ -192,9 +192,15 @@ def test_folders_import_each_other_by_full_names():
 
 
 def test_models_import_keras_and_numpy_only():
+    """And what Keras brings along; huggingface_hub, an extra, only in the function that needs it."""
+    needed_by_keras = {"h5py", "ml_dtypes"}
+    assert {name.replace("_", "-") for name in needed_by_keras} <= {
+        Requirement(line).name.replace("_", "-") for line in metadata.requires("keras") or []
+    }
     for file in sources("vit_keras"):
-        found = set(imports(file)) - set(sys.stdlib_module_names)
-        assert found <= {"keras", "numpy", "vit_keras"}, file
+        needed = set(imports(file, module_level=True)) - set(sys.stdlib_module_names)
+        assert needed <= {"keras", "numpy", "vit_keras", *needed_by_keras}, file
+        assert set(imports(file)) - set(sys.stdlib_module_names) - needed <= {"huggingface_hub"}, file
 
 
 def test_training_is_keras_only():

@@ -1,12 +1,14 @@
 """Decoding, cropping, batches in order, and batches for training: the same for the same seed, epoch and index."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from vit_keras.export.framing import Framing
 from vit_keras.export.saved_model import decode_picture, fit_picture
 from vit_keras.pipelines import preprocessing
 from vit_keras.pipelines.config import AugmentConfig
@@ -63,14 +65,13 @@ def stream(split, config=OFF, seed=0, epochs=1, first_epoch=0, image_size=(8, 8)
 # One picture
 
 
-def pil_fit(image, image_size):
+def pil_fit(image, image_size, fraction=1.0, interpolation="bilinear"):
     height, width = image_size
-    scale = min(image.height / height, image.width / width)
+    scale = min(image.height / height, image.width / width) * fraction
     box_height, box_width = max(round(scale * height), 1), max(round(scale * width), 1)
     top, left = (image.height - box_height) // 2, (image.width - box_width) // 2
-    return image.crop((left, top, left + box_width, top + box_height)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
+    box = (left, top, left + box_width, top + box_height)
+    return image.crop(box).resize((width, height), Image.Resampling[interpolation.upper()])
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 100), (101, 37), (9, 200), (7, 5), (30, 40)])
@@ -107,6 +108,37 @@ def test_shrinking_averages_what_it_drops():
 def test_the_size_is_static_inside_a_graph():
     dataset = tf.data.Dataset.from_tensors(tf.constant(b"x")).map(lambda e: decode_picture(e, (6, 9)))
     assert dataset.element_spec == tf.TensorSpec((6, 9, 3), tf.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(100, 80), (60, 90)])
+def test_framing_matches_pil(interpolation, shape):
+    found = fit_picture(tf.constant(smooth(*shape)), (40, 40), Framing(interpolation, 0.8)).numpy()
+    image = Image.fromarray(smooth(*shape))
+    expected = np.asarray(pil_fit(image, (40, 40), 0.8, interpolation)).astype(int)
+    assert np.abs(found - expected).max() <= 1
+    # As published weights expect it: to 40 / 0.8 = 50 pixels, then the middle 40, but for a fraction of a pixel.
+    scale = 50 / min(shape)
+    large = image.resize((round(shape[1] * scale), round(shape[0] * scale)), Image.Resampling[interpolation.upper()])
+    left, top = (large.width - 40) // 2, (large.height - 40) // 2
+    published = np.asarray(large.crop((left, top, left + 40, top + 40))).astype(int)
+    whole = fit_picture(tf.constant(smooth(*shape)), (40, 40)).numpy()
+    assert np.abs(found - published).mean() < 0.3 * np.abs(whole - published).mean()
+
+
+def test_a_picture_that_has_the_size_is_not_framed():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype="uint8")
+    np.testing.assert_array_equal(fit_picture(tf.constant(pixels), (8, 8), Framing("bicubic", 0.5)), pixels)
+
+
+def test_a_split_is_read_in_its_framing(tmp_path):
+    data = replace(mixed_files(tmp_path / "files"), framing=Framing("bicubic", 0.7))
+    expected = [decode_picture(tf.io.read_file(f), (12, 10), data.framing).numpy() for f in data.images]
+    plain = [decode_picture(tf.io.read_file(f), (12, 10)).numpy() for f in data.images]
+    assert any((a != b).any() for a, b in zip(expected, plain, strict=True))
+    np.testing.assert_array_equal(load_pixels(data, (12, 10)).images, np.stack(expected))
+    found = np.concatenate([images for images, _ in batches(data.take(np.arange(5)), (12, 10), 2).as_numpy_iterator()])
+    np.testing.assert_array_equal(found, np.stack(expected))
 
 
 # In order

@@ -14,14 +14,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
 from conftest import SHORT
 from PIL import Image
 
-from vit_keras import load_model
-from vit_keras.export import KINDS, Classifier
-from vit_keras.pipelines import running
-from vit_keras.pipelines.config import ExportConfig, RunConfig
+from vit_keras import create_model, load_model, weights
+from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels
+from vit_keras.export.quantize import DEFAULT_KINDS
+from vit_keras.export.saved_model import decode_picture
+from vit_keras.pipelines import exporting, running
+from vit_keras.pipelines.config import ExportConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.prediction import predict
 from vit_keras.pipelines.run_folder import RunFolder, read_config
 
@@ -46,19 +49,82 @@ def config(folder, **changes):
 def test_a_run_leaves_its_files(finished_run):
     assert {p.name for p in finished_run.iterdir()} == FILES
     exported = {p.name for p in (finished_run / "export").iterdir()}
-    assert exported == {"saved_model", *(f"model.{kind}.tflite" for kind in KINDS)}
+    assert exported == {"saved_model", *(f"model.{kind}.tflite" for kind in DEFAULT_KINDS)}
     assert (finished_run / "labels.txt").read_text().split() == list("0123456789")
+    for kind in DEFAULT_KINDS:
+        assert read_labels(RunFolder(finished_run).tflite_file(kind)) == tuple("0123456789")
     for name in ("history.png", "confusion.png"):
         with Image.open(finished_run / name) as picture:
             picture.load()
             assert min(picture.size) > 300
 
 
+def photographs(folder, side=40):
+    """A folder of three classes, ten pictures each: a bright square left, right, or none."""
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (folder / f"class {label}").mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 80, (side, side + 10, 3), dtype="uint8")
+            if label < 2:
+                pixels[10:30, 8 + 24 * label : 20 + 24 * label] += 150
+            Image.fromarray(pixels).save(folder / f"class {label}" / f"{i}.png")
+    return folder
+
+
+def test_a_published_checkpoint_is_fine_tuned_exported_and_read_as_it_expects(tmp_path):
+    """From another library's weights, made for another size, to files whose pictures are cut as the weights expect."""
+    model = create_model("deit_tiny_distilled_patch16_224", 5, 32, num_layers=1)
+    weights.save_timm(model, tmp_path / "published.safetensors")
+    folder = tmp_path / "run"
+    settings = RunConfig(
+        data=str(photographs(tmp_path / "pictures")),
+        model="deit_tiny_distilled_patch16_224",
+        weights=str(tmp_path / "published.safetensors"),
+        out=str(folder),
+        override={"num_layers": 1},
+        input=InputConfig(image_size=48),
+        fit=FitConfig(epochs=1, learning_rate=1e-9, warmup_epochs=0),
+        export=ExportConfig(kinds="float32"),
+    )
+    report = running.run(settings)
+    assert report["artefacts"][0]["max_abs_logit_error"] < 1e-4
+    resolved = read_config(folder / "config.yaml")
+    assert (resolved.input.interpolation, resolved.input.crop_fraction) == ("bicubic", 0.9)
+    trained = load_model(folder / "model.keras")
+    found, expected = (m.get_layer("block_0").get_weights() for m in (trained, weights.resize(model, 48)))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)  # Not trained from scratch.
+    assert trained.output_shape == (None, 3)
+
+    picture = tmp_path / "pictures" / "class 1" / "3.png"
+    pixels = decode_picture(tf.io.read_file(str(picture)), (48, 48), Framing("bicubic", 0.9)).numpy()[None]
+    logits = trained.predict(pixels.astype("float32"), verbose=0)
+    assert np.abs(logits - trained.predict(decode(picture)[None], verbose=0)).max() > 0
+    served = tf.saved_model.load(str(folder / "export" / "saved_model"))
+    from_bytes = served.signatures["serving_bytes"](encoded=tf.constant([picture.read_bytes()]))
+    np.testing.assert_allclose(from_bytes["logits"], logits, atol=1e-5)
+    chance = float(np.asarray(from_bytes["probabilities"]).max())
+    for model_file in (folder, folder / "export" / "model.float32.tflite"):
+        assert abs(predict(model_file, [picture])[0].probability - chance) < 1e-5
+
+
+def decode(picture):
+    return decode_picture(tf.io.read_file(str(picture)), (48, 48)).numpy().astype("float32")
+
+
+def test_weights_that_do_not_fit_leave_nothing(tmp_path):
+    weights.save_timm(create_model("vit_tiny_patch16_224", 5, 32, num_layers=1), tmp_path / "tiny.safetensors")
+    with pytest.raises(ValueError, match=r"tiny\.safetensors \(timm naming\) does not fit vit_micro_patch2_8"):
+        running.train(config(tmp_path / "run", weights=str(tmp_path / "tiny.safetensors")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_configuration_is_resolved(finished_run):
     resolved = read_config(finished_run / "config.yaml")
     assert resolved.model == "vit_micro_patch2_8"
     assert resolved.input.image_size == (8, 8)
-    assert resolved.export.kinds == tuple(KINDS)
+    assert resolved.export.kinds == DEFAULT_KINDS
     assert None not in yaml.safe_load((finished_run / "config.yaml").read_text())["fit"].values()
 
 
@@ -70,7 +136,7 @@ def test_report_json(finished_run):
     assert report["model"] == {**expected, "classes": list("0123456789")}
     assert report["data"] == {"name": "digits", "train": 1077, "validation": 360, "test": 360}
     assert report["keras"]["accuracy"] > 0.6
-    assert [a["kind"] for a in report["artefacts"]] == list(KINDS)
+    assert [a["kind"] for a in report["artefacts"]] == list(DEFAULT_KINDS)
     for artefact in report["artefacts"]:
         file = finished_run / artefact["file"]
         assert artefact["bytes"] == file.stat().st_size
@@ -114,7 +180,7 @@ def test_report_html_is_one_file(finished_run):
     assert len(sources) == 3
     assert all(tag == "img" and value.startswith("data:image/png;base64,") for tag, _, value in sources)
     assert not re.search(r"https?://|@import|url\(", page)
-    assert all(kind in page for kind in KINDS)
+    assert all(kind in page for kind in DEFAULT_KINDS)
 
 
 def test_predict_with_the_model_and_with_a_file(finished_run, tmp_path):
@@ -130,6 +196,14 @@ def test_predict_with_the_model_and_with_a_file(finished_run, tmp_path):
     from_file = predict(finished_run / "export" / "model.float32.tflite", pictures)
     assert [p.label for p in from_run] == [p.label for p in from_file] == [str(c) for c in expected]
     np.testing.assert_allclose([p.probability for p in from_run], [p.probability for p in from_file], atol=1e-4)
+
+
+def test_class_names_that_no_file_can_hold_are_refused_before_the_training(tmp_path, monkeypatch):
+    data = running.load_data("digits")
+    monkeypatch.setattr(running, "_load", lambda config: replace(data, classes=("0\n", *data.classes[1:])))
+    with pytest.raises(ValueError, match=r"labels\[0\]"):
+        running.run(config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_refused_and_untouched(finished_run):
@@ -171,7 +245,7 @@ def test_an_interrupted_run_goes_on(run_copy, monkeypatch, stage):
         shutil.rmtree(run_copy / "export" / "saved_model")
     if stage == "to_tflite_files":
         (run_copy / "export" / "model.full_int8.tflite").unlink()
-    home = running.reporting if stage == "write_html" else running
+    home = running.reporting if stage == "write_html" else exporting
     with monkeypatch.context() as patch:
         patch.setattr(home, stage, interrupt)
         patch.setattr(running, "fit", interrupt)
@@ -180,7 +254,7 @@ def test_an_interrupted_run_goes_on(run_copy, monkeypatch, stage):
     assert not (run_copy / "report.json").exists()
     monkeypatch.setattr(running, "fit", interrupt)
     if stage in ("measure_latency", "write_html"):
-        monkeypatch.setattr(running, "compare", interrupt)  # Not a second time.
+        monkeypatch.setattr(exporting, "compare", interrupt)  # Not a second time.
     again = running.run(config(run_copy))
     assert {p.name for p in run_copy.iterdir()} == FILES
     for file, stamp in before.items():
@@ -295,3 +369,54 @@ def test_the_default_run_reaches_its_figures(tmp_path):
     assert by_kind["static_int8"]["accuracy"] >= accuracy - 0.006
     assert by_kind["full_int8"]["accuracy"] >= accuracy - 0.006
     assert by_kind["static_int8"]["bytes"] <= 0.35 * by_kind["float32"]["bytes"]
+
+
+def test_export_for_targets_within_a_budget(run_copy):
+    config = ExportConfig(targets="cpu,npu", max_drop=0.0, sensitivity=True, saved_model=False)
+    assert config.kinds == ("static_int8", "full_int8")
+    report = running.export(run_copy, config, overwrite=True)
+    relaxations = json.loads((run_copy / "export" / "relaxations.json").read_text())
+    for artefact in report["artefacts"]:
+        assert artefact["relaxation"] == relaxations[artefact["kind"]]
+        assert artefact["relaxation"]["within"] == (artefact["relaxation"]["drop"] <= 0)
+        low, high = artefact["points_lost_interval"]
+        assert low <= artefact["points_lost"] <= high
+        lost = 100 * (report["keras"]["accuracy"] - artefact["accuracy"])
+        assert artefact["points_lost"] == pytest.approx(lost)
+    errors = json.loads((run_copy / "export" / "sensitivity.json").read_text())
+    assert {error["layer"] for error in errors["static_int8"]} >= {"block_0_attention", "block_1_mlp", "output"}
+    with Image.open(run_copy / "export" / "sensitivity.png") as picture:
+        assert picture.width > 600
+    assert "What quantising does" in (run_copy / "report.html").read_text()
+
+
+def test_int4_is_refused_where_it_loses_too_much(run_copy, monkeypatch, caplog):
+    def too_much(model, paths, *args, **kwargs):
+        for path in paths.values():
+            path.write_bytes(b"file")
+        return {"int4": Relaxation(3.0, 4.0, ("block_0_mlp",), False)}
+
+    monkeypatch.setattr(exporting, "to_tflite_within", too_much)
+    report = running.export(run_copy, ExportConfig(kinds="int4", saved_model=False))
+    assert report["artefacts"] == []
+    assert not (run_copy / "export" / "model.int4.tflite").exists()
+    assert "int4 loses 3.00 points" in caplog.text and "refused" in caplog.text
+
+
+def test_a_model_from_elsewhere_is_exported_and_proven(finished_run, tmp_path):
+    model = tmp_path / "mine.keras"
+    shutil.copy(finished_run / "model.keras", model)
+    config = RunConfig(data="digits", export=ExportConfig(kinds="static_int8", saved_model=False))
+    report = running.export_model(model, config)
+    old = {a["kind"]: a for a in json.loads((finished_run / "report.json").read_text())["artefacts"]}
+    assert [a["kind"] for a in report["artefacts"]] == ["static_int8"]
+    assert report["artefacts"][0]["accuracy"] == old["static_int8"]["accuracy"]
+    assert (tmp_path / "mine" / "export" / "model.static_int8.tflite").is_file()
+    assert json.loads((tmp_path / "mine" / "report.json").read_text()) == report
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path):
+    create_model("vit_micro_patch2_8", 3, num_layers=1).save(tmp_path / "three.keras")
+    with pytest.raises(ValueError, match=r"three\.keras must give scores of the 10 classes of digits"):
+        running.export_model(tmp_path / "three.keras", RunConfig())
+    assert not (tmp_path / "three").exists()

@@ -18,7 +18,7 @@ _HOME = {
     "list_models": "registry",
     "load_model": "loading",
 }
-_MODULES = ("explain", "export", "heads", "layers", "models", "pipelines")
+_MODULES = ("explain", "export", "heads", "layers", "models", "pipelines", "weights")
 
 __all__ = ["__version__", "create_model", "get_preset", "list_models", "load_model"]
 

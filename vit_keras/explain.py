@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from .layers import MultiHeadSelfAttention, PatchEmbedding, TransformerBlock
+from .layers import AttentionPooling, MultiHeadSelfAttention, PatchEmbedding, TransformerBlock
 
 
 def attention_model(model: keras.Model) -> keras.Model:
@@ -13,7 +13,8 @@ def attention_model(model: keras.Model) -> keras.Model:
         model: A flat functional model with `TransformerBlock`s, such as `create_model` returns.
 
     Returns:
-        A model with the same input and weights, whose output is a list of `(B, H, N, N)`, block after block.
+        A model with the same input and weights, whose output is a list of `(B, H, N, N)`, block after block, and
+        behind them, if the model pools by attention, what the probe asks of the tokens, `(B, H, 1, N)`.
 
     Raises:
         ValueError: the model has no transformer block.
@@ -21,7 +22,7 @@ def attention_model(model: keras.Model) -> keras.Model:
     scores: list[keras.KerasTensor] = []
 
     def collect(layer, *args, **kwargs):
-        if not isinstance(layer, (TransformerBlock, MultiHeadSelfAttention)):
+        if not isinstance(layer, (TransformerBlock, MultiHeadSelfAttention, AttentionPooling)):
             return layer(*args, **kwargs)
         output, weights = layer(*args, **kwargs, return_attention_scores=True)
         scores.append(weights)
@@ -59,7 +60,8 @@ def rollout_maps(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Shows where the pooled result comes from: the rollout of its tokens over the patch grid.
 
     Args:
-        model: A classifier from `create_model`: the class token's row is taken, or under average pooling the mean row.
+        model: A classifier from `create_model`: of the rollout, the class token's row is taken, under average
+            pooling the mean row, under attention pooling the mean row weighted by the probe's attention.
         images: Pictures as the model takes them, `(B, H, W, 3)`.
 
     Returns:
@@ -71,10 +73,17 @@ def rollout_maps(model: keras.Model, images: np.ndarray) -> np.ndarray:
     patches = [layer for layer in model.layers if isinstance(layer, PatchEmbedding)]
     if not patches:
         raise ValueError(f"model must have a PatchEmbedding. Received: model={model.name!r}")
-    height, width = (side // patches[0].patch_size for side in model.input_shape[1:3])
+    height, width = patches[0].grid_size(model.input_shape)
     scores = attention_model(model).predict(images, verbose=0)
-    rollout = attention_rollout(scores if isinstance(scores, list) else [scores])
+    scores = scores if isinstance(scores, list) else [scores]
+    pools = any(isinstance(layer, AttentionPooling) for layer in model.layers)
+    rollout = attention_rollout(scores[:-1] if pools else scores)  # (B, N, N)
     num_prefix = rollout.shape[-1] - height * width
-    row = rollout[:, 0] if num_prefix else rollout.mean(axis=1)  # (B, N)
+    if pools:
+        row = (scores[-1].mean(axis=1) @ rollout)[:, 0]  # (B, N)
+    elif any(layer.name == "class_token" for layer in model.layers):
+        row = rollout[:, 0]
+    else:
+        row = rollout[:, num_prefix:].mean(axis=1)
     maps = row[:, num_prefix:].reshape(-1, height, width)
     return maps / maps.sum(axis=(1, 2), keepdims=True)

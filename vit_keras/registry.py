@@ -2,16 +2,19 @@
 
 import fnmatch
 import inspect
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from . import weights as checkpoints
 from .heads import classifier
 from .messages import nearest
+from .models.deit import PRESETS as DEIT_PRESETS
 from .models.preset import Preset
 from .models.vit import PRESETS as VIT_PRESETS
 
-PRESETS: dict[str, Preset] = {**VIT_PRESETS}
+PRESETS: dict[str, Preset] = {**VIT_PRESETS, **DEIT_PRESETS}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -36,9 +39,10 @@ def create_model(
     image_size: int | tuple[int, int] | None = None,
     include_preprocessing: bool = True,
     head_dropout_rate: float = 0.0,
+    weights: str | Path | None = None,
     **overrides: Any,
 ) -> keras.Model:
-    """Builds a classifier from a preset, with fresh weights.
+    """Builds a classifier from a preset, with fresh weights or those of a checkpoint.
 
     Args:
         name: Name of a preset; `list_models()` lists them.
@@ -47,13 +51,18 @@ def create_model(
         include_preprocessing: Whether the model's first layer normalises pixels 0 to 255 with the preset's mean and
             standard deviation. Without it the model takes normalised pixels.
         head_dropout_rate: Dropout before the head, in [0, 1).
+        weights: Checkpoint to load, as `vit_keras.weights.load` takes it: a path, `https://…` or
+            `hf://owner/name[@revision]`. Positions are interpolated to `image_size`, and a head with another number of
+            classes is left fresh. `None` for fresh weights.
         **overrides: Arguments of the preset's builder to replace, such as `num_layers=2` or `drop_path_rate=0.1`.
 
     Returns:
         A functional model from float32 RGB pictures, `(B, H, W, 3)`, to float32 logits, `(B, num_classes)`.
 
     Raises:
-        ValueError: an unknown name or override (the message holds the nearest one), or a value that does not fit.
+        ValueError: an unknown name or override (the message holds the nearest one), a value that does not fit, or
+            weights that do not fit.
+        FileNotFoundError: there are no such weights.
     """
     preset = get_preset(name)
     known = inspect.signature(preset.builder).parameters
@@ -66,9 +75,13 @@ def create_model(
     if include_preprocessing:
         arguments["input_tensor"] = _normalise((height, width), preset)
     try:
-        return classifier(preset.builder(**arguments), num_classes, head_dropout_rate)
+        backbone = preset.builder(**arguments)
     except TypeError as error:
         raise ValueError(f"Arguments of {name} must be of the right type. Received: {overrides} ({error})") from error
+    model = classifier(backbone, num_classes, head_dropout_rate, **preset.head_arguments)
+    if weights is not None:
+        checkpoints.load(model, weights)
+    return model
 
 
 def _normalise(image_size: tuple[int, int], preset: Preset) -> keras.KerasTensor:

@@ -15,6 +15,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         num_heads: Number of heads H, >= 1; must divide the width D of the input.
         use_qkv_bias: Whether queries, keys and values have a bias, as all published ViTs do.
         dropout_rate: Dropout on the attention weights, in [0, 1).
+        kernel_initializer: Initialiser of the products; Xavier's uniform one if `None`, as in the ViT reference code.
         seed: Seed of the dropout; `None` for a random one.
 
     Call arguments:
@@ -38,6 +39,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         num_heads: int,
         use_qkv_bias: bool = True,
         dropout_rate: float = 0.0,
+        kernel_initializer=None,
         seed: int | None = None,
         **kwargs,
     ) -> None:
@@ -47,6 +49,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.num_heads = num_heads
         self.use_qkv_bias = use_qkv_bias
         self.dropout_rate = dropout_rate
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.supports_masking = True
 
@@ -60,10 +63,19 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         # Xavier limits of three separate (D, D) products, as in the reference code, not of one (D, 3D) product.
         uniform = keras.initializers.RandomUniform(-((3 / dim) ** 0.5), (3 / dim) ** 0.5, seed=self.seed)
         self.qkv = keras.layers.Dense(
-            3 * dim, use_bias=self.use_qkv_bias, kernel_initializer=uniform, dtype=self.dtype_policy, name="qkv"
+            3 * dim,
+            use_bias=self.use_qkv_bias,
+            kernel_initializer=self.kernel_initializer.clone() if self.kernel_initializer else uniform,
+            dtype=self.dtype_policy,
+            name="qkv",
         )
         self.qkv.build(input_shape)
-        self.out = keras.layers.Dense(dim, dtype=self.dtype_policy, name="out")
+        self.out = keras.layers.Dense(
+            dim,
+            kernel_initializer=self.kernel_initializer.clone() if self.kernel_initializer else "glorot_uniform",
+            dtype=self.dtype_policy,
+            name="out",
+        )
         self.out.build(input_shape)
         self.dropout = keras.layers.Dropout(self.dropout_rate, seed=self.seed, dtype=self.dtype_policy, name="dropout")
 
@@ -71,15 +83,15 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         tokens, dim = x.shape[1], x.shape[2]
         query, key, value = (
             ops.reshape(part, (-1, tokens, self.num_heads, self.head_dim))  # (B, N, H, D/H)
-            for part in ops.split(self.qkv(x), 3, axis=-1)
+            for part in ops.split(self.qkv(ops.reshape(x, (-1, dim))), 3, axis=-1)  # (B * N, D)
         )
         query = ops.transpose(query * self.head_dim**-0.5, (0, 2, 1, 3))  # (B, H, N, D/H)
         key = ops.transpose(key, (0, 2, 3, 1))  # (B, H, D/H, N)
         value = ops.transpose(value, (0, 2, 1, 3))  # (B, H, N, D/H)
         scores = ops.softmax(ops.matmul(query, key), axis=-1)  # (B, H, N, N)
         y = ops.matmul(self.dropout(scores, training=training), value)  # (B, H, N, D/H)
-        y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, tokens, dim))  # (B, N, D)
-        y = self.out(y)
+        y = self.out(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, dim)))  # (B * N, D)
+        y = ops.reshape(y, (-1, tokens, dim))  # (B, N, D)
         return (y, scores) if return_attention_scores else y
 
     def compute_output_spec(self, x, training: bool = False, return_attention_scores: bool = False):
@@ -95,5 +107,6 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             "num_heads": self.num_heads,
             "use_qkv_bias": self.use_qkv_bias,
             "dropout_rate": self.dropout_rate,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "seed": self.seed,
         }

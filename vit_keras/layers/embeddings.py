@@ -1,4 +1,4 @@
-"""From a picture to tokens: patch embedding and learned prefix tokens."""
+"""From a picture to tokens: patch embedding, learned prefix tokens, and how to take some out again."""
 
 import keras
 from keras import ops
@@ -35,7 +35,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.hidden_dim = hidden_dim
 
     def build(self, input_shape) -> None:
-        self._num_patches(input_shape)
+        self.grid_size(input_shape)
         self.projection = keras.layers.Conv2D(
             self.hidden_dim,
             self.patch_size,
@@ -49,19 +49,21 @@ class PatchEmbedding(keras.layers.Layer):
 
     def call(self, images):
         x = self.projection(images)  # (B, H/P, W/P, D)
-        return ops.reshape(x, (-1, self._num_patches(images.shape), self.hidden_dim))  # (B, N, D)
+        return ops.reshape(x, (-1, x.shape[1] * x.shape[2], self.hidden_dim))  # (B, N, D)
 
-    def _num_patches(self, shape) -> int:
+    def grid_size(self, shape: tuple[int | None, ...]) -> tuple[int, int]:
+        """Returns the patches per column and row of pictures of a `shape`, `(B, H, W, C)`."""
         height, width = shape[1:3]
         if not height or not width or height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 "image_size must be a fixed height and width that patch_size divides. "
                 f"Received: image_size=({height}, {width}), patch_size={self.patch_size}"
             )
-        return (height // self.patch_size) * (width // self.patch_size)
+        return height // self.patch_size, width // self.patch_size
 
     def compute_output_shape(self, input_shape):
-        return input_shape[0], self._num_patches(input_shape), self.hidden_dim
+        height, width = self.grid_size(input_shape)
+        return input_shape[0], height * width, self.hidden_dim
 
     def get_config(self) -> dict:
         return {**super().get_config(), "patch_size": self.patch_size, "hidden_dim": self.hidden_dim}
@@ -112,3 +114,34 @@ class PrefixTokens(keras.layers.Layer):
             "num_tokens": self.num_tokens,
             "initializer": keras.initializers.serialize(self.initializer),
         }
+
+
+@keras.saving.register_keras_serializable("vit_keras")
+class TokenSlice(keras.layers.Layer):
+    """Takes a run of tokens and keeps their axis: one that shrinks it (`x[:, 0]`) leaves the fast path on devices.
+
+    Args:
+        start: First token.
+        stop: Token after the last; `None` for all that follow.
+
+    Call arguments:
+        tokens: `(B, N, D)`.
+
+    Returns:
+        `(B, stop - start, D)`.
+    """
+
+    def __init__(self, start: int = 0, stop: int | None = None, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.start = start
+        self.stop = stop
+
+    def call(self, tokens):
+        return tokens[:, self.start : self.stop]
+
+    def compute_output_shape(self, input_shape):
+        batch, tokens, dim = input_shape
+        return batch, len(range(tokens)[self.start : self.stop]), dim
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "start": self.start, "stop": self.stop}

@@ -1,0 +1,159 @@
+"""Rewriting a TensorFlow Lite file: another metadata entry, and every buffer where the schema wants it.
+
+TensorFlow's converter aligns buffers to 4 bytes where the schema says 16, and ai-edge-quantizer leaves weights behind
+the flatbuffer, where not every reader finds them and metadata writers cut them off.
+"""
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools.flatbuffer_utils import update_packed_buffer
+
+Part = bytes | memoryview
+
+ALIGNMENT = 16
+"""The schema's alignment of a buffer's content, in bytes."""
+LARGEST = 2**31 - 2**20
+"""Most bytes of a file that is one flatbuffer; a little less than its readers accept."""
+
+
+def check_model(content: bytes) -> schema.Model:
+    """Returns the root of a TensorFlow Lite file, or raises `ValueError` where the content is none."""
+    if bytes(content[4:8]) != b"TFL3":
+        raise ValueError(
+            f"content must be that of a TensorFlow Lite file. Received: {len(content)} bytes, {bytes(content[:8])!r}…"
+        )
+    return schema.Model.GetRootAs(content)
+
+
+def with_entry(content: bytes, name: str, data: bytes) -> list[Part]:
+    """Adds a metadata entry to a model, aligns its buffers, and takes them all into the flatbuffer.
+
+    Buffers stay outside only where the flatbuffer would become larger than 2 GB; the entry is always inside.
+
+    Args:
+        content: Content of a TensorFlow Lite file.
+        name: Name of the entry.
+        data: Its bytes.
+
+    Returns:
+        The parts of the new file, in their order.
+
+    Raises:
+        ValueError: the content is no TensorFlow Lite file, or one that holds such an entry already, buffers beyond its
+            end, or options outside the flatbuffer.
+    """
+    model = schema.ModelT.InitFromObj(check_model(content))
+    model.metadata = model.metadata or []
+    if name.encode() in [entry.name for entry in model.metadata]:
+        raise ValueError(f"content must hold no metadata entry {name} yet. Received: one that does")
+    if any(operator.largeCustomOptionsOffset for graph in model.subgraphs for operator in graph.operators or []):
+        raise ValueError("content must hold builtin operators only. Received: options outside the flatbuffer")
+    for buffer in model.buffers:
+        _fetch(buffer, content)
+    old = [buffer for buffer in model.buffers if buffer.data is not None]
+    model.metadata.append(schema.MetadataT(name=name, buffer=len(model.buffers)))
+    model.buffers.append(schema.BufferT(data=np.frombuffer(data, "uint8")))
+    size = len(content) + len(data) + 2**16
+    if size + ALIGNMENT * len(old) <= LARGEST:
+        return [_packed(model, size)]
+    return _packed_outside(model, old)
+
+
+def with_batch_axis(content: bytes) -> bytes:
+    """Gives products the batch axis back that the converter takes from them.
+
+    TensorFlow's converter turns a product on `(1, N, D)` that follows a RESHAPE into one on `(N, D)`, and lets the
+    addition behind it broadcast `(N, D)` over `(1, N, D)`: GPU delegates refuse both.
+
+    Args:
+        content: Content of a TensorFlow Lite file.
+
+    Returns:
+        The same graph, in which such a RESHAPE, its FULLY_CONNECTED and that one's result have the shape `(1, N, D)`.
+    """
+    model = schema.ModelT.InitFromObj(check_model(content))
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    for graph in model.subgraphs:
+        readers: dict[int, list[schema.OperatorT]] = {}
+        for operator in graph.operators:
+            for index in operator.inputs:
+                readers.setdefault(int(index), []).append(operator)
+
+        def sole_reader(tensor: int, code: int, readers=readers) -> schema.OperatorT | None:
+            found = readers.get(tensor, [])
+            return found[0] if len(found) == 1 and codes[found[0].opcodeIndex] == code else None
+
+        for reshape in graph.operators:
+            tensor = int(reshape.outputs[0])
+            if codes[reshape.opcodeIndex] != schema.BuiltinOperator.RESHAPE or len(graph.tensors[tensor].shape) != 2:
+                continue
+            product = sole_reader(tensor, schema.BuiltinOperator.FULLY_CONNECTED)
+            if product is None or not sole_reader(int(product.outputs[0]), schema.BuiltinOperator.ADD):
+                continue
+            for index in (tensor, int(product.outputs[0])):
+                graph.tensors[index].shape = np.array([1, *graph.tensors[index].shape], "int32")
+                graph.tensors[index].shapeSignature = None
+            product.builtinOptions.keepNumDims = True
+            _set_shape(model, graph, reshape, graph.tensors[tensor].shape)
+    return bytes(_packed(model, len(content) + 2**20))
+
+
+def _set_shape(model: schema.ModelT, graph: schema.SubGraphT, reshape: schema.OperatorT, shape: np.ndarray) -> None:
+    """Gives a RESHAPE a target of its own: the converter lets several share one."""
+    old = graph.tensors[reshape.inputs[1]]
+    model.buffers.append(schema.BufferT(data=np.frombuffer(shape.tobytes(), "uint8")))
+    name = old.name + b"/%d" % len(graph.tensors)
+    tensor = schema.TensorT(shape=[len(shape)], type=old.type, buffer=len(model.buffers) - 1, name=name)
+    graph.tensors.append(tensor)
+    reshape.inputs = np.array([reshape.inputs[0], len(graph.tensors) - 1], "int32")
+    if reshape.builtinOptions is not None:
+        reshape.builtinOptions.newShape = shape
+
+
+class _Builder(flatbuffers.Builder):
+    """A builder that keeps to the schema's alignment of bytes, as the generated code does not, and copies them once."""
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
+        if x.dtype != np.uint8:
+            return super().CreateNumpyVector(x)
+        self.StartVector(1, x.size, ALIGNMENT)
+        self.head -= x.size
+        np.frombuffer(self.Bytes, "uint8")[self.head : self.head + x.size] = x
+        return self.EndVector()
+
+
+def _fetch(buffer: schema.BufferT, content: bytes) -> None:
+    """Turns a buffer behind the flatbuffer into one inside; nothing is copied yet."""
+    start, size = buffer.offset, buffer.size
+    if start > 1 and size:  # 0 and 1 stand for nothing.
+        if start + size > len(content):
+            raise ValueError(
+                f"content must be whole. Received: {len(content)} bytes, and a buffer up to {start + size}"
+            )
+        buffer.data = np.frombuffer(content, "uint8", size, start)
+    buffer.offset = buffer.size = 0
+
+
+def _packed(model: schema.ModelT, size: int = 2**16) -> memoryview:
+    builder = _Builder(size)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return memoryview(builder.Bytes)[builder.Head() :]  # Output() would copy.
+
+
+def _packed_outside(model: schema.ModelT, outside: list[schema.BufferT]) -> list[Part]:
+    """Packs a model with some of its buffers behind the flatbuffer."""
+    contents = {}
+    for index, buffer in enumerate(model.buffers):
+        if buffer in outside:
+            contents[index], buffer.data = buffer.data, None
+            buffer.offset = buffer.size = 1  # Keeps room for the true ones.
+    front = _packed(model)
+    parts: list[Part] = [front]
+    root, end = schema.Model.GetRootAs(front), len(front)
+    for index, data in contents.items():
+        gap = -end % ALIGNMENT
+        update_packed_buffer(root.Buffers(index), offset=end + gap, size=len(data))
+        parts += [bytes(gap), data.data]
+        end += gap + len(data)
+    return parts

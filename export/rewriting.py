@@ -1,0 +1,487 @@
+"""Exact rewrites before conversion: the same function in fewer and cheaper operators.
+
+Every rewrite is equal in exact arithmetic and can be left out. Models of other layers than ours pass through as they
+are; what is nested in them is laid flat.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from vit_keras.layers import (
+    AttentionPooling,
+    LayerNormalization,
+    LayerScale,
+    LearnedPositionEmbedding,
+    PatchEmbedding,
+    PrefixTokens,
+    Sincos1DPositionEmbedding,
+    Sincos2DPositionEmbedding,
+    StochasticDepth,
+    TokenSlice,
+    TransformerBlock,
+)
+from vit_keras.messages import nearest
+
+from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization
+
+logger = logging.getLogger(__name__)
+
+REWRITES: dict[str, str] = {
+    "layer_norm": "Keras's own LayerNorms are computed as ours are, for which TensorFlow Lite has integer kernels",
+    "normalisation": "mean and standard deviation of the pictures move into the patch projection",
+    "layer_scale": "LayerScale's factors move into the products before them",
+    "query_scale": "the attention's factor moves into the product of the queries",
+    "affine": "gamma and beta of LayerNorms move into the products after them",
+    "centring": "all that adds to the residual stream is made mean-free, so that LayerNorms need no mean",
+    "biases": "the keys' bias, which the softmax cancels, is left out; the values' moves into the attention's output",
+    "smoothing": "where a channel stands out, LayerNorm's results and the product after them share its size",
+    "last_block": "the last block computes only the tokens that are pooled",
+}
+"""The rewrites, in the order in which they are applied, and what each does."""
+
+OUTLIER = 5.0
+"""How many times as large as the median a channel is that stands out: without one, nothing is smoothed."""
+
+_POSITIONS = (LearnedPositionEmbedding, Sincos1DPositionEmbedding, Sincos2DPositionEmbedding)
+_TRAINING_ONLY = (
+    StochasticDepth,
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.RandomBrightness,
+    keras.layers.RandomContrast,
+    keras.layers.RandomFlip,
+    keras.layers.RandomRotation,
+    keras.layers.RandomTranslation,
+    keras.layers.RandomZoom,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+)
+
+Product = tuple[np.ndarray, np.ndarray]
+"""Kernel, `(in, out)`, and bias, `(out,)`, of a dense layer."""
+
+
+def check_rewrites(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns `names` in the table's order, each once.
+
+    Raises:
+        ValueError: a name that is not in `REWRITES`, with the nearest one.
+    """
+    names = list(names)
+    for name in names:
+        if name not in REWRITES:
+            raise ValueError(f"Unknown rewrite {name!r}.{nearest(name, REWRITES)} Known: {', '.join(REWRITES)}")
+    return tuple(name for name in REWRITES if name in names)
+
+
+def rewrite(
+    model: keras.Model, rewrites: Iterable[str] = tuple(REWRITES), pictures: np.ndarray | None = None
+) -> keras.Model:
+    """Builds a float32 model for prediction that computes the same from fewer operators.
+
+    Args:
+        model: A functional or sequential model of any layers, with one input. It is left as it is. Models of other
+            classes are returned unchanged.
+        rewrites: Names in `REWRITES`. Those that the model gives no occasion for do nothing.
+        pictures: Sample pictures, `(n, H, W, 3)`, that `"smoothing"` measures activations on; without them it looks at
+            the weights alone.
+
+    Returns:
+        A flat functional model of its own weights, float32 whatever the policy of `model`, without layers that do
+        nothing outside training.
+    """
+    names = set(check_rewrites(rewrites))
+    if not isinstance(model, (keras.Sequential, keras.src.models.Functional)):
+        logger.warning("%s is of a class of its own and is exported as it is: no rewrites.", model.name)
+        return model
+    flat = flatten(model, "layer_norm" in names)
+    stream = Stream.of(flat)
+    if stream is None:
+        return flat
+    lean = _Emitter(flat, stream, names).model()
+    if {"smoothing", "affine"} <= names and (factors := smoothing_factors(lean, pictures)):
+        lean = _Emitter(flat, stream, names, factors).model()
+    return lean
+
+
+# Laying flat
+
+
+def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
+    """Copies a model into one flat functional float32 model, without layers that only training needs.
+
+    Args:
+        model: A functional or sequential model.
+        own_norms: Whether Keras's LayerNorms over the last axis become ours, which have no NEG operator.
+    """
+    copies: dict[int, keras.layers.Layer] = {}
+    names: set[str] = set()
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, (keras.Sequential, keras.src.models.Functional)):
+            return _inline(layer, args[0] if args else kwargs["inputs"], call)
+        if isinstance(layer, _TRAINING_ONLY):
+            return args[0]
+        if not isinstance(layer, keras.layers.Layer):
+            return layer(*args, **kwargs)
+        fresh = id(layer) not in copies
+        if fresh:
+            name = layer.name
+            while name in names:
+                name += "_"
+            names.add(name)
+            copies[id(layer)] = _norm_of(layer, name) if own_norms and _is_plain_norm(layer) else _copy_of(layer, name)
+        outputs = copies[id(layer)](*args, **kwargs)
+        if fresh:
+            copies[id(layer)].set_weights(layer.get_weights())
+        return outputs
+
+    inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype="float32", name="images")
+    return keras.Model(inputs, _inline(model, inputs, call), name=model.name)
+
+
+def _copy_of(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+    return layer.__class__.from_config({**layer.get_config(), "dtype": "float32", "name": name})
+
+
+def _is_plain_norm(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is Keras's LayerNormalization over the last axis, with gamma and beta."""
+    if type(layer) is not keras.layers.LayerNormalization or getattr(layer, "rms_scaling", False):
+        return False
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    return axes in ([-1], [len(layer.input.shape) - 1]) and layer.scale and layer.center
+
+
+def _norm_of(layer: keras.layers.LayerNormalization, name: str) -> InferenceNormalization:
+    return InferenceNormalization(layer.epsilon, name=name)
+
+
+def _inline(model: keras.Model, inputs, call: Callable[..., Any]):
+    """Runs symbolic inputs through a model with `call` in place of each layer's call."""
+    if isinstance(model, keras.Sequential):
+        for layer in model.layers:
+            inputs = call(layer, inputs)
+        return inputs
+    inputs = keras.tree.pack_sequence_as(model.input, keras.tree.flatten(inputs))
+    # What `clone_model` itself calls; its result, a model, would cut a nested model off from the layers before it.
+    return model._run_through_graph(inputs, operation_fn=lambda layer: layer, call_fn=call)
+
+
+# What the rewrites may assume
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream of a flat model, found from its layers.
+
+    Attributes:
+        layers: Names of the layers on it, from the patch embedding to the last block.
+        norm: Name of the LayerNorm at its end.
+        readers: Names of the dense and pooling layers that read what the last LayerNorm gives; empty if others do too.
+        num_read: How many tokens, from the first, are read after the last block; `None` for all.
+        rescaling: Name of the layer that normalises pictures before the patch embedding, if there is one.
+    """
+
+    layers: tuple[str, ...]
+    norm: str
+    readers: tuple[str, ...]
+    num_read: int | None
+    rescaling: str | None
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "Stream | None":
+        """Finds the stream, or returns `None` where a model has none, or other layers read from the middle of it."""
+        graph = _Graph(model)
+        starts = [layer for layer in model.layers if isinstance(layer, PatchEmbedding)]
+        if len(starts) != 1:
+            return None
+        names, layer = [], starts[0]
+        while isinstance(layer, (PatchEmbedding, PrefixTokens, TransformerBlock, *_POSITIONS)):
+            names.append(layer.name)
+            readers = graph.readers(layer)
+            if len(readers) != 1:
+                return None
+            layer = readers[0]
+        if not isinstance(layer, LayerNormalization) or not any(
+            isinstance(model.get_layer(name), TransformerBlock) for name in names
+        ):
+            return None
+        before = graph.writer(starts[0])
+        alone = isinstance(before, keras.layers.Rescaling) and len(graph.readers(before)) == 1
+        return cls(
+            tuple(names), layer.name, graph.linear_readers(layer), graph.num_read(layer), before.name if alone else None
+        )
+
+
+class _Graph:
+    """Who reads from whom in a flat model."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._writers: dict[int, Any] = {}
+        self._readers: dict[int, list[Any]] = {}
+        self._outputs = {id(tensor) for tensor in model.outputs}
+        for operation in model.operations:
+            node = operation._inbound_nodes[-1] if operation._inbound_nodes else None
+            for tensor in keras.tree.flatten(operation.output):
+                self._writers[id(tensor)] = operation
+            for tensor in node.input_tensors if node else ():
+                self._readers.setdefault(id(tensor), []).append(operation)
+
+    def readers(self, layer) -> list[Any]:
+        """The layers that take what a layer gives; `None` stands for the model's own output."""
+        tensor = layer.output
+        return self._readers.get(id(tensor), []) + [None] * (id(tensor) in self._outputs)
+
+    def writer(self, layer) -> Any:
+        return self._writers.get(id(layer.input))
+
+    def linear_readers(self, norm) -> tuple[str, ...]:
+        """Names of the products that a LayerNorm ends in through layers that commute with its gamma and beta."""
+        found, stack = [], self.readers(norm)
+        while stack:
+            layer = stack.pop()
+            if isinstance(layer, (TokenSlice, keras.layers.Reshape, keras.layers.GlobalAveragePooling1D)):
+                stack += self.readers(layer)
+            elif isinstance(layer, (keras.layers.Dense, AttentionPooling)):
+                found.append(layer.name)
+            else:
+                return ()
+        return tuple(found)
+
+    def num_read(self, norm) -> int | None:
+        slices = self.readers(norm)
+        if all(isinstance(s, TokenSlice) and s.stop for s in slices):
+            return max(s.stop for s in slices)
+        return None
+
+
+# Folding, in float64
+
+
+def _weights(layer) -> list[np.ndarray]:
+    return [np.asarray(value, "float64") for value in layer.get_weights()]
+
+
+def _product(dense: keras.layers.Dense) -> Product:
+    kernel, *bias = _weights(dense)
+    return kernel, bias[0] if bias else np.zeros(kernel.shape[-1])
+
+
+def after_affine(product: Product, gamma: np.ndarray, beta: np.ndarray) -> Product:
+    """The product that takes `x` and computes what `product` does of `x * gamma + beta`."""
+    kernel, bias = product
+    return gamma[:, None] * kernel, bias + beta @ kernel
+
+
+def scaled(product: Product, factor: np.ndarray) -> Product:
+    """The product whose result is multiplied by `factor`."""
+    return product[0] * factor, product[1] * factor
+
+
+def without_biases(qkv: Product, out: Product) -> tuple[Product, Product]:
+    """Products of queries, keys and values without the biases of keys and values, and the output's to match.
+
+    A bias of the keys adds the same to all scores of a query, which the softmax cancels. Attention weights sum to one,
+    so that a bias of the values passes through them unchanged.
+    """
+    dim = len(out[1])
+    bias = qkv[1].copy()
+    out = out[0], out[1] + bias[2 * dim :] @ out[0]
+    bias[dim:] = 0
+    return (qkv[0], bias), out
+
+
+def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Returns, for each LayerNorm with a channel that stands out, factors for its results.
+
+    A channel that is large in the results spoils the range of all others, one that is large in the product's kernel
+    that of all weights: half of each, in logarithms, moves to the other side.
+
+    Reference:
+        Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models"
+        (arXiv:2211.10438), equation 4 with alpha = 0.5.
+    """
+    layers = {layer.name: layer for layer in lean.layers}
+    kernels = {}
+    for name, layer in layers.items():
+        if isinstance(layer, InferenceNormalization) and not layer.affine:
+            after = layers.get(name.removesuffix("_norm"))
+            if isinstance(after, InferenceAttention):
+                kernels[name] = np.concatenate([product.get_weights()[0] for product in after.products], axis=1)
+            elif isinstance(after, InferenceMLP):
+                kernels[name] = after.expand.get_weights()[0]
+    sizes = {name: np.ones(len(kernel)) for name, kernel in kernels.items()}
+    if pictures is not None and kernels:
+        probe = keras.Model(lean.inputs, [layers[name].output for name in kernels])
+        results = [np.asarray(result) for result in keras.tree.flatten(probe.predict(pictures[:32], verbose=0))]
+        sizes = {name: np.abs(result).max(axis=(0, 1)) for name, result in zip(kernels, results, strict=True)}
+    factors = {}
+    for name, kernel in kernels.items():
+        result, weight = (size / max(np.median(size), 1e-12) for size in (sizes[name], np.abs(kernel).max(axis=1)))
+        if max(result.max(), weight.max()) > OUTLIER:
+            factors[name] = np.sqrt(np.maximum(weight, 1e-3) / np.maximum(result, 1e-3))
+    return factors
+
+
+def has_outliers(lean: keras.Model) -> bool:
+    """Whether `"smoothing"` found channels that stand out."""
+    return any(isinstance(layer, InferenceNormalization) and layer.scale for layer in lean.layers)
+
+
+def centred(values: np.ndarray) -> np.ndarray:
+    """`values` without their mean over the last axis."""
+    return values - values.mean(axis=-1, keepdims=True)
+
+
+class _Emitter:
+    """Builds the rewritten model out of a flat one, layer after layer."""
+
+    def __init__(
+        self, flat: keras.Model, stream: Stream, names: set[str], smoothing: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.flat = flat
+        self.smoothing = smoothing or {}
+        self.stream = stream
+        blocks = [b for b in map(flat.get_layer, stream.layers) if isinstance(b, TransformerBlock)]
+        self.last_block = blocks[-1].name
+        if "layer_scale" not in names and any(b.attention_scale is not None for b in blocks):
+            names = names - {"centring"}  # A factor per channel behind a product brings a mean back.
+        self.names = names
+        norm = flat.get_layer(stream.norm)
+        self.fold_last_affine = "affine" in names and bool(stream.readers)
+        self.last_affine = _weights(norm) if self.fold_last_affine else []
+
+    def model(self) -> keras.Model:
+        inputs = keras.Input(batch_shape=self.flat.inputs[0].shape, name="images")
+        return keras.Model(inputs, _inline(self.flat, inputs, self._call), name=self.flat.name)
+
+    def _call(self, layer, *args, **kwargs):
+        x = args[0] if args else None
+        name = layer.name
+        if name == self.stream.rescaling and "normalisation" in self.names:
+            return x
+        if name in self.stream.layers:
+            if isinstance(layer, PatchEmbedding):
+                return self._patches(layer, x)
+            return self._block(layer, x) if isinstance(layer, TransformerBlock) else self._added(layer, x)
+        if name == self.stream.norm:
+            return self._norm(layer, x, self.fold_last_affine)
+        if self.last_affine and name in self.stream.readers:
+            return self._reader(layer, x)
+        if not isinstance(layer, keras.layers.Layer):
+            return layer(*args, **kwargs)
+        copy = layer.__class__.from_config(layer.get_config())
+        outputs = copy(*args, **kwargs)
+        copy.set_weights(layer.get_weights())
+        return outputs
+
+    def _emit(self, layer: keras.layers.Layer, x, weights: Iterable[np.ndarray] = ()):
+        y = layer(x)
+        layer.set_weights(list(weights))
+        return y
+
+    def _centred(self, values: np.ndarray) -> np.ndarray:
+        return centred(values) if "centring" in self.names else values
+
+    def _centred_product(self, product: Product) -> Product:
+        kernel, bias = product
+        return self._centred(kernel), self._centred(bias)
+
+    def _patches(self, layer: PatchEmbedding, x):
+        kernel, bias = _weights(layer)  # (P, P, 3, D), (D,)
+        if self.stream.rescaling and "normalisation" in self.names:
+            rescaling = self.flat.get_layer(self.stream.rescaling)
+            bias = bias + np.einsum("hwcd,c->d", kernel, np.broadcast_to(rescaling.offset, kernel.shape[2]))
+            kernel = kernel * np.broadcast_to(rescaling.scale, kernel.shape[2])[:, None]
+        copy = PatchEmbedding(layer.patch_size, layer.hidden_dim, name=layer.name)
+        return self._emit(copy, x, (self._centred(kernel), self._centred(bias)))
+
+    def _added(self, layer, x):
+        """Prefix tokens and positions: constants that join the stream."""
+        if isinstance(layer, PrefixTokens):
+            copy, (values,) = PrefixTokens(layer.num_tokens, name=layer.name), _weights(layer)
+        else:
+            values = np.asarray(_weights(layer)[0] if layer.weights else layer.position, "float64")
+            copy = LearnedPositionEmbedding((1, values.shape[1]), name=layer.name)
+        return self._emit(copy, x, [self._centred(values)])
+
+    def _norm(self, layer: LayerNormalization, x, fold_affine: bool):
+        factors = self.smoothing.get(_path(layer))
+        copy = InferenceNormalization(
+            layer.epsilon, "centring" not in self.names, not fold_affine, factors is not None, name=_path(layer)
+        )
+        if factors is not None:
+            return self._emit(copy, x, [factors])
+        return self._emit(copy, x, () if fold_affine else _weights(layer))
+
+    def _block(self, block: TransformerBlock, x):
+        attention, mlp = block.attention, block.mlp
+        qkv, out = _product(attention.qkv), _product(attention.out)
+        expand, contract = _product(mlp.expand), _product(mlp.contract)
+        affine, keep = "affine" in self.names, None
+        if affine:
+            qkv = after_affine(qkv, *_weights(block.attention_norm))
+            expand = after_affine(expand, *_weights(block.mlp_norm))
+        fold_scale = block.attention_scale is None or "layer_scale" in self.names
+        if block.attention_scale is not None and fold_scale:
+            out = scaled(out, *_weights(block.attention_scale))
+            contract = scaled(contract, *_weights(block.mlp_scale))
+        out, contract = self._centred_product(out), self._centred_product(contract)
+        dim = len(out[1])
+        if "query_scale" in self.names:
+            factor = np.repeat([attention.head_dim**-0.5, 1.0], [dim, 2 * dim])
+            qkv = scaled(qkv, factor)
+        if "biases" in self.names:
+            qkv, out = without_biases(qkv, out)
+        if block.name == self.last_block and "last_block" in self.names:
+            keep = self.stream.num_read
+        qkv = self._smoothed(qkv, block.attention_norm)
+        expand = self._smoothed(expand, block.mlp_norm)
+        products = [*qkv]
+        if keep:
+            products = [part for n in (slice(dim), slice(dim, None)) for part in (qkv[0][:, n], qkv[1][n])]
+
+        y = self._norm(block.attention_norm, x, affine)
+        y = self._emit(
+            InferenceAttention(attention.num_heads, keep, "query_scale" not in self.names, name=_path(attention)),
+            y,
+            [*products, *out],
+        )
+        if not fold_scale:
+            y = self._emit(LayerScale(name=_path(block.attention_scale)), y, _weights(block.attention_scale))
+        if keep:
+            x = TokenSlice(0, keep, name=f"{block.name}_read")(x)
+        x = keras.layers.Add(name=f"{block.name}_attention_add")([x, y])
+        y = self._norm(block.mlp_norm, x, affine)
+        copy = InferenceMLP(mlp.mlp_dim, mlp.approximate_gelu, name=_path(mlp))
+        y = self._emit(copy, y, [*expand, *contract])
+        if not fold_scale:
+            y = self._emit(LayerScale(name=_path(block.mlp_scale)), y, _weights(block.mlp_scale))
+        return keras.layers.Add(name=f"{block.name}_mlp_add")([x, y])
+
+    def _smoothed(self, product: Product, norm: LayerNormalization) -> Product:
+        """The product that takes a LayerNorm's smoothed results."""
+        factors = self.smoothing.get(_path(norm))
+        return product if factors is None else (product[0] / factors[:, None], product[1])
+
+    def _reader(self, layer, x):
+        """A product behind the last LayerNorm, which takes its gamma and beta over."""
+        copy = layer.__class__.from_config(layer.get_config())
+        outputs = copy(x)
+        copy.set_weights(layer.get_weights())
+        product = copy.key_value if isinstance(copy, AttentionPooling) else copy
+        folded = after_affine(_product(product), *self.last_affine)
+        product.set_weights(folded if product.use_bias else folded[:1])
+        return outputs
+
+
+def _path(layer: keras.layers.Layer) -> str:
+    """A name in the rewritten model that tells where a layer was: `block_3_attention_norm`."""
+    return layer.path.replace("/", "_")

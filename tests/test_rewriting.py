@@ -1,0 +1,264 @@
+"""Exact rewrites: each alone and all together compute what the model computes, with fewer operators."""
+
+import keras
+import numpy as np
+import pytest
+from harness import check_layer
+
+from vit_keras.export import Classifier, to_tflite
+from vit_keras.export.inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization
+from vit_keras.export.rewriting import REWRITES, Stream, check_rewrites, flatten, has_outliers, rewrite
+from vit_keras.heads import classifier
+from vit_keras.layers import TransformerBlock
+from vit_keras.models import deit, deit3, vit
+
+SMALL = {"image_size": 24, "patch_size": 8, "hidden_dim": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48}
+MODELS = {
+    "token": lambda **kw: classifier(vit(**SMALL, **kw), 5),
+    "average": lambda **kw: classifier(vit(**SMALL, pooling="average", position_embedding="sincos_2d", **kw), 5),
+    "attention": lambda **kw: classifier(vit(**SMALL, pooling="attention", position_embedding="sincos_1d", **kw), 5),
+    "registers": lambda **kw: classifier(vit(**SMALL, num_register_tokens=2, **kw), 5),
+    "registers_average": lambda **kw: classifier(vit(**SMALL, num_register_tokens=2, pooling="average", **kw), 5),
+    "layer_scale": lambda **kw: classifier(deit3(**SMALL, **kw), 5),
+    "distilled": lambda **kw: classifier(deit(**SMALL, distilled=True, **kw), 5),
+    "representation": lambda **kw: classifier(vit(**SMALL, use_qkv_bias=False, **kw), 5, 0.5, representation=True),
+    "tanh_gelu": lambda **kw: classifier(
+        vit(**SMALL, approximate_gelu=True, dropout_rate=0.1, drop_path_rate=0.2, **kw), 5
+    ),
+}
+
+
+def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Gives every weight numbers as training leaves them: none is zero, one or free of a mean."""
+    rng = np.random.default_rng(seed)
+    for weight in model.trainable_variables:
+        if weight.name == "gamma":
+            weight.assign(rng.uniform(0.3, 2.5, weight.shape) * rng.choice([-1, 1, 1, 1], weight.shape))
+        elif weight.name in ("bias", "beta", "prefix", "position", "probe"):
+            weight.assign(rng.normal(0.1, 0.5, weight.shape))
+        else:
+            fan_in = int(np.prod(weight.shape[:-1]))
+            weight.assign(rng.normal(0.2 / fan_in, fan_in**-0.5, weight.shape))
+    return model
+
+
+def pixels(shape: tuple[int, ...] = (4, 24, 24, 3)) -> np.ndarray:
+    return np.random.default_rng(1).uniform(0, 255, shape).astype("float32")
+
+
+def with_pixels(build, **kwargs) -> keras.Model:
+    """A model that takes pixels, as `create_model` makes it."""
+    inputs = keras.Input((24, 24, 3), name="images")
+    scaled = keras.layers.Rescaling([1 / 60, 1 / 55, 1 / 50], [-2.0, -2.1, -1.7], name="normalization")(inputs)
+    return randomise(build(input_tensor=scaled, **kwargs))
+
+
+def assert_same(model: keras.Model, other: keras.Model, x: np.ndarray) -> None:
+    expected, found = (keras.ops.convert_to_numpy(m(x, training=False)) for m in (model, other))
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_rewrites_together_are_exact(name):
+    model = with_pixels(MODELS[name])
+    before = [w.copy() for w in model.get_weights()]
+    lean = rewrite(model)
+    assert_same(model, lean, pixels())
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not any(isinstance(layer, (TransformerBlock, keras.layers.Dropout)) for layer in lean.layers)
+
+
+@pytest.mark.parametrize("left_out", [None, *REWRITES])
+@pytest.mark.parametrize("name", ["token", "layer_scale", "attention", "distilled"])
+def test_every_rewrite_is_exact_alone_and_can_be_left_out(name, left_out):
+    model = with_pixels(MODELS[name])
+    assert_same(model, rewrite(model, [left_out] if left_out else []), pixels())
+    assert_same(model, rewrite(model, [r for r in REWRITES if r != left_out]), pixels())
+
+
+def test_each_rewrite_takes_operators_out(tmp_path):
+    model = with_pixels(MODELS["layer_scale"])
+
+    def census(rewrites) -> dict[str, int]:
+        path = tmp_path / "model.tflite"
+        names = Classifier(to_tflite(model, path, rewrites=rewrites, overwrite=True)).operators().names
+        return {**dict.fromkeys(("MUL", "ADD", "SUB", "MEAN"), 0), **names}
+
+    none, every = census([]), census(list(REWRITES))
+    # What each one takes away in two blocks and a last LayerNorm. LayerScale's factors the converter folds as well.
+    for rewrites, gone in {
+        ("normalisation",): {"MUL": 1},
+        ("query_scale",): {"MUL": 2},
+        ("affine",): {"MUL": 1, "ADD": 1},  # The converter folds those that stand right before a product.
+        ("layer_scale", "centring"): {"SUB": 5, "MEAN": 5},
+    }.items():
+        some = census(rewrites)
+        for operator, count in gone.items():
+            assert none[operator] - some[operator] >= count, (rewrites, operator)
+    assert every["SUB"] == 0
+    assert every["MEAN"] == 5
+    assert sum(every.values()) < 0.86 * sum(none.values())
+
+
+def test_the_last_block_computes_what_is_read():
+    lean = rewrite(with_pixels(MODELS["distilled"]))
+    assert lean.get_layer("block_0_mlp").output.shape == (None, 11, 32)
+    assert lean.get_layer("block_1_mlp").output.shape == (None, 2, 32)
+    assert rewrite(with_pixels(MODELS["average"])).get_layer("block_1_mlp").output.shape == (None, 9, 32)
+
+
+def test_mixed_precision_becomes_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = with_pixels(MODELS["token"])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    lean = rewrite(model)
+    assert {layer.compute_dtype for layer in lean.layers} == {"float32"}
+    expected, found = (keras.ops.convert_to_numpy(m(pixels())) for m in (model, lean))
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_nested_and_sequential_models_are_laid_flat():
+    backbone = vit(**SMALL)
+    inner = classifier(backbone, 5)
+    model = keras.Sequential(
+        [
+            keras.Input((24, 24, 3)),
+            keras.layers.RandomFlip("horizontal"),
+            keras.layers.Rescaling(1 / 127.5, -1),
+            keras.Sequential([keras.layers.GaussianNoise(0.1), inner]),
+            keras.layers.Dense(3),
+        ]
+    )
+    randomise(model)
+    lean = rewrite(model)
+    assert_same(model, lean, pixels())
+    assert {"normalization", "rescaling"}.isdisjoint(layer.name for layer in lean.layers)
+    assert not any(isinstance(layer, (keras.Model, keras.layers.RandomFlip)) for layer in lean.layers)
+    assert Stream.of(flatten(model)).num_read == 1
+
+
+def test_a_stream_that_others_read_is_left_alone():
+    backbone = vit(**SMALL)
+    middle = keras.layers.GlobalAveragePooling1D()(backbone.get_layer("block_0").output)
+    outputs = keras.layers.Dense(3, name="head")(keras.layers.Concatenate()([backbone.output["pooled"], middle]))
+    model = randomise(keras.Model(backbone.input, outputs))
+    assert Stream.of(flatten(model)) is None
+    assert_same(model, rewrite(model), pixels() / 100)
+
+
+def test_a_norm_whose_tokens_are_given_out_keeps_its_affine():
+    backbone = randomise(vit(**SMALL))
+    model = keras.Model(backbone.input, backbone.output["tokens"])
+    stream = Stream.of(flatten(model))
+    assert (stream.readers, stream.num_read) == ((), None)
+    assert_same(model, rewrite(model), pixels() / 100)
+
+
+def test_other_models_pass():
+    inputs = keras.Input((24, 24, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = x + keras.layers.BatchNormalization()(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    assert_same(model, rewrite(model), pixels() / 100)
+
+
+def with_outliers(gain: float) -> keras.Model:
+    """A model with channels that stand out: in the LayerNorms' gamma, and in the residual stream."""
+    model = with_pixels(MODELS["token"])
+    rng = np.random.default_rng(3)
+    for weight in model.trainable_variables:
+        value = keras.ops.convert_to_numpy(weight).copy()
+        channels = rng.choice(value.shape[-1], 2, replace=False)
+        if weight.name == "gamma":
+            value[channels] *= gain
+        elif weight.name == "position":
+            value[..., channels] += [30, -30]
+        weight.assign(value)
+    return model
+
+
+@pytest.fixture(scope="module")
+def outliers():
+    return with_outliers(12)
+
+
+@pytest.mark.parametrize("pictures", [None, pixels()])
+def test_smoothing_is_exact(outliers, pictures):
+    lean = rewrite(outliers, pictures=pictures)
+    assert has_outliers(lean)
+    assert_same(outliers, lean, pixels())
+    norm = keras.Model(lean.inputs, lean.get_layer("block_0_mlp_norm").output)
+    plain = rewrite(outliers, [name for name in REWRITES if name != "smoothing"])
+    assert not has_outliers(plain)
+    if pictures is not None:
+        before = keras.Model(plain.inputs, plain.get_layer("block_0_mlp_norm").output)
+        sizes = [np.abs(m.predict(pictures, verbose=0)).max(axis=(0, 1)) for m in (before, norm)]
+        largest = [size.max() / np.median(size) for size in sizes]
+        assert largest[1] < 0.7 * largest[0]
+    assert not has_outliers(rewrite(with_pixels(MODELS["token"]), pictures=pictures))
+
+
+@pytest.mark.parametrize(("kind", "share"), [("dynamic_int8", 0.5), ("static_int8", 0.75), ("full_int8", 0.75)])
+def test_outliers_cost_less_when_smoothed(tmp_path, kind, share):
+    outliers = with_outliers(60)
+    pictures = pixels((24, 24, 24, 3))
+    exact = outliers.predict(pictures, verbose=0)
+
+    def error(name: str, rewrites) -> float:
+        classifier = Classifier(to_tflite(outliers, tmp_path / name, kind, [pictures[:8]], rewrites=rewrites))
+        assert (classifier.operators().float == 0) == (kind == "full_int8")
+        return np.abs(classifier.logits(pictures) - exact).mean()
+
+    assert error("with", list(REWRITES)) < share * error("without", [n for n in REWRITES if n != "smoothing"])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (InferenceNormalization(1e-5, False, False, True), (2, 5, 8)),
+        (InferenceNormalization(), (2, 5, 8)),
+        (InferenceAttention(2), (2, 5, 8)),
+        (InferenceAttention(4, num_queries=1, scale_queries=False), (2, 1, 8)),
+        (InferenceMLP(12, approximate_gelu=True), (2, 5, 8)),
+    ],
+)
+def test_layers_for_prediction(layer, shape, tmp_path):
+    check_layer(layer, (2, 5, 8), shape, tmp_path)
+
+
+def transformer(**norm) -> keras.Model:
+    """A small transformer of Keras's own layers."""
+    inputs = keras.Input((24, 24, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(inputs)
+    x = keras.layers.Reshape((9, 16))(keras.layers.Conv2D(16, 8, 8)(x))
+    y = keras.layers.LayerNormalization(epsilon=1e-5, **norm)(x)
+    x = keras.layers.Add()([x, keras.layers.MultiHeadAttention(2, 8)(y, y)])
+    return randomise(keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D()(x))))
+
+
+@pytest.mark.parametrize("norm", [{}, {"axis": 2}, {"center": False}, {"axis": [1, 2]}])
+def test_norms_of_keras(norm):
+    model = transformer(**norm)
+    lean = rewrite(model)
+    assert_same(model, lean, pixels())
+    kept = any(type(layer) is keras.layers.LayerNormalization for layer in lean.layers)
+    assert kept == (norm not in ({}, {"axis": 2}))
+
+
+def test_what_stays_in_float_is_named(tmp_path, caplog):
+    model = transformer()
+    classifier = Classifier(to_tflite(model, tmp_path / "a", "full_int8", [pixels()]))
+    assert classifier.operators().float == 0
+    assert not caplog.text
+    classifier = Classifier(to_tflite(model, tmp_path / "b", "full_int8", [pixels()], rewrites=[]))
+    assert "NEG" in classifier.float_operators()
+    assert "full_int8 is not integer throughout: NEG of layer_normalization" in caplog.text
+
+
+def test_unknown_rewrite():
+    with pytest.raises(ValueError, match=r"Unknown rewrite 'afine'\. Did you mean 'affine'"):
+        check_rewrites(["afine"])
+    assert check_rewrites(reversed(REWRITES)) == tuple(REWRITES)

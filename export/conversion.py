@@ -1,9 +1,9 @@
 """The child process that converts: TensorFlow's converter leaks memory and may die.
 
-`python -m vit_keras.export.conversion JOB` reads the folder that `tflite.py` filled: `saved_model/` (one signature with
-a static batch), `calibration.npy`, `validation.npz` and `job.json`. TensorFlow's converter makes the float32 file once;
-all other kinds are made of it. Each file appears under its name when it is whole, and what was found out about it in
-`results.json`.
+`python -m vit_keras.export.conversion JOB` reads the folder that `tflite.py` filled: `job.json`, `validation.npz`, and
+for each signature, that is for each picture size, a folder with `saved_model/` (a static batch) and `calibration.npy`.
+TensorFlow's converter makes one float32 graph per signature; all kinds are made of it, and the signatures of a kind put
+into one file. Each file appears under its name when it is whole, and what was found out about it in `results.json`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from .calibrate import Observed, observe
 from .files import replacing
 from .interpreter import Classifier
 from .metadata import with_metadata
-from .packing import with_batch_axis
+from .packing import merged, with_batch_axis
 from .quantize import KINDS, Kind, Rule
 from .sensitivity import layer_errors, relax
 
@@ -29,11 +29,8 @@ SENSITIVITY_PICTURES = 32
 def main(job: Path) -> None:
     """Converts every kind of a job, in the order of the job's file."""
     description = json.loads((job / "job.json").read_text())
-    float32 = convert(str(job / "saved_model"))
-    observed: dict[str, Observed] = {}
-    if any(KINDS[kind].calibrated for kind in (*description["targets"], *description["sensitivity"])):
-        pictures = np.load(job / "calibration.npy", allow_pickle=False)
-        observed = observe(float32, _batches(pictures, description["batch_size"]), description["ranges"])
+    graphs = {signature: _graph(job / signature, description) for signature in description["signatures"]}
+    float32, observed = next(iter(graphs.values()))  # The model's own size: budgets and errors are measured on it.
     results, left_float = {}, {}
     for name, target in description["targets"].items():
         kind = dataclasses.replace(KINDS[name], input_dtype=description["input_dtype"] or KINDS[name].input_dtype)
@@ -42,7 +39,7 @@ def main(job: Path) -> None:
             validation = np.load(job / "validation.npz", allow_pickle=False)
             kind, found = _within_budget(float32, kind, observed, validation, description["max_drop"][name])
             results[name] = dataclasses.asdict(found)
-        content = quantize(float32, kind, observed) if kind.rules else float32
+        content = merged({signature: _of_kind(kind, *graph) for signature, graph in graphs.items()})
         if kind.integer_only and kind.input_dtype != "float32" and (left := Classifier(content).float_operators()):
             left_float[name] = left
         content = with_metadata(content, description["labels"], description["name"], kind.summary)
@@ -50,11 +47,27 @@ def main(job: Path) -> None:
             temporary.write_bytes(content)
     errors = {}
     for name in description["sensitivity"]:
-        pictures = np.load(job / "calibration.npy", allow_pickle=False)[:SENSITIVITY_PICTURES]
+        pictures = _pictures(job / next(iter(graphs)))[:SENSITIVITY_PICTURES]
         kind = KINDS[name].for_outliers() if description["outliers"] else KINDS[name]
         found = layer_errors(float32, kind, observed, pictures, quantize)
         errors[name] = [dataclasses.asdict(error) for error in found]
     (job / "results.json").write_text(json.dumps({"relaxations": results, "errors": errors, "left_float": left_float}))
+
+
+def _graph(folder: Path, description: dict) -> tuple[bytes, dict[str, Observed]]:
+    """Converts one signature to float32, and measures the ranges of its activations where a kind needs them."""
+    float32 = convert(str(folder / "saved_model"))
+    if not any(KINDS[kind].calibrated for kind in (*description["targets"], *description["sensitivity"])):
+        return float32, {}
+    return float32, observe(float32, _batches(_pictures(folder), description["batch_size"]), description["ranges"])
+
+
+def _pictures(folder: Path) -> np.ndarray:
+    return np.load(folder / "calibration.npy", allow_pickle=False)
+
+
+def _of_kind(kind: Kind, float32: bytes, observed: dict[str, Observed]) -> bytes:
+    return quantize(float32, kind, observed) if kind.rules else float32
 
 
 def _within_budget(float32: bytes, kind: Kind, observed: dict[str, Observed], validation, max_drop: float):

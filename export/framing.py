@@ -1,5 +1,6 @@
 """What a model expects of pictures before it sees them. Imports no TensorFlow."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -14,3 +15,16 @@ class Framing:
 
     interpolation: str = "bilinear"
     crop_fraction: float = 1.0
+
+
+def check_image_sizes(sizes: Iterable[int | tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Returns picture sizes as pairs of height and width, each once.
+
+    Raises:
+        ValueError: a size that is not one or two whole numbers >= 1.
+    """
+    pairs = dict.fromkeys((size, size) if isinstance(size, int) else tuple(size) for size in sizes)
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+            raise ValueError(f"image_sizes must hold one or two whole numbers >= 1 each. Received: {pair}")
+    return tuple(pairs)

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +17,22 @@ class Classifier:
         path: The `.tflite` file, or its content.
         num_threads: Threads of the interpreter; 1 gives comparable times.
         keep_tensors: Whether `tensors` can be called after a run; slower.
+        image_size: Height and width of the pictures, for a file with a signature for each of several sizes; the first
+            signature's if `None`. What is told of operators and tensors is always the first's.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no TensorFlow Lite model, or not from a picture to class scores.
+        ValueError: the file is no TensorFlow Lite model, not from a picture to class scores, or not for pictures of
+            this size.
     """
 
-    def __init__(self, path: str | Path | bytes, num_threads: int = 1, keep_tensors: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path | bytes,
+        num_threads: int = 1,
+        keep_tensors: bool = False,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         source = {"model_content": path} if isinstance(path, bytes) else {"model_path": str(path)}
@@ -40,17 +50,35 @@ class Classifier:
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a TensorFlow Lite model that can be run here: {error}") from error
+        self._runner = None
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*inputs, *outputs)]
+        shapes = _shapes(inputs, outputs)
+        if image_size is not None and shapes[0][1:3] != tuple(image_size):
+            self._runner, inputs, outputs = self._for_size(tuple(image_size), path)
+            shapes = _shapes(inputs, outputs)
         if len(inputs) != 1 or len(outputs) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3 or len(shapes[1]) != 2:
             raise ValueError(
                 f"{path} must take pictures, (B, H, W, 3), and give class scores, (B, num_classes). "
                 f"Received: shapes={shapes}"
             )
         self._input, self._output = inputs[0], outputs[0]
+        self._input_name = next(iter(self._runner.get_input_details())) if self._runner else ""
+        self._pixels = self._scores = np.empty(0)
         self.batch_size = shapes[0][0]
         self.image_size = shapes[0][1:3]
         self.num_classes = shapes[1][1]
+
+    def _for_size(self, image_size: tuple[int, int], path: Any):
+        """Returns the signature for pictures of a size, and the details of its inputs and outputs."""
+        known = []
+        for name in self._interpreter.get_signature_list():
+            runner = self._interpreter.get_signature_runner(name)
+            inputs, outputs = (list(d.values()) for d in (runner.get_input_details(), runner.get_output_details()))
+            known.append(_shapes(inputs, outputs)[0][1:3])
+            if known[-1] == image_size:
+                return runner, inputs, outputs
+        sizes = ", ".join("x".join(map(str, size)) for size in known) or "other"
+        raise ValueError(f"{path} takes {sizes} pictures. Received: image_size={image_size[0]}x{image_size[1]}")
 
     def logits(self, pictures: np.ndarray) -> np.ndarray:
         """Returns the float32 class scores, `(n, num_classes)`, of pictures `(n, H, W, 3)` with pixels 0 to 255."""
@@ -59,17 +87,24 @@ class Classifier:
 
     def set_input(self, pictures: np.ndarray) -> None:
         """Writes one batch of pictures, `(batch_size, H, W, 3)`, quantised as the file wants it."""
-        self._interpreter.set_tensor(self._input["index"], _quantised(pictures, self._input))
+        self._pixels = _quantised(pictures, self._input)
+        if self._runner is None:
+            self._interpreter.set_tensor(self._input["index"], self._pixels)
 
     def invoke(self) -> None:
         """Runs the file once on the input that was set."""
-        self._interpreter.invoke()
+        if self._runner is None:
+            self._interpreter.invoke()
+        else:
+            (self._scores,) = self._runner(**{self._input_name: self._pixels}).values()
 
     def _run(self, pictures: np.ndarray) -> np.ndarray:
         filled = np.take(pictures, range(self.batch_size), axis=0, mode="wrap")
         self.set_input(filled)
         self.invoke()
-        return _real(self._interpreter.get_tensor(self._output["index"]), self._output)[: len(pictures)]
+        if self._runner is None:
+            self._scores = self._interpreter.get_tensor(self._output["index"])
+        return _real(self._scores, self._output)[: len(pictures)]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Returns what every operator gave in the last run, by tensor name, as real numbers."""
@@ -125,6 +160,10 @@ class OperatorCensus:
     float: int
     delegate_partitions: int
     names: dict[str, int]
+
+
+def _shapes(*details: list[dict]) -> list[tuple[int, ...]]:
+    return [tuple(int(n) for n in detail["shape"]) for part in details for detail in part]
 
 
 def _quantised(values: np.ndarray, detail: dict) -> np.ndarray:

@@ -32,6 +32,7 @@ def measure_latency(
     Args:
         files: Name to TensorFlow Lite file.
         picture: One picture, `(H, W, 3)`, with pixels 0 to 255; without one, every file gets noise of its own size.
+            Its size chooses the signature of files that have several.
         threads: Threads of the interpreter.
         rounds: How often every file has its turn, >= 1.
         seconds: Length of a turn; at least one call is made in it.
@@ -39,7 +40,8 @@ def measure_latency(
     Returns:
         Name to latency, over all calls of all rounds but one warming call per file.
     """
-    classifiers = {name: Classifier(file, threads) for name, file in files.items()}
+    image_size = None if picture is None else picture.shape[:2]
+    classifiers = {name: Classifier(file, threads, image_size=image_size) for name, file in files.items()}
     times: dict[str, list[float]] = {name: [] for name in files}
     for classifier in classifiers.values():
         shown = _noise(classifier.image_size) if picture is None else picture

@@ -59,7 +59,8 @@ def with_metadata(
     stays the same to the last bit.
 
     Args:
-        content: Content of a file with one input, pictures, and one output, class scores `(B, num_classes)`.
+        content: Content of a file with one input, pictures, and one output, class scores `(B, num_classes)`. Of several
+            graphs the first is described.
         labels: Class names in the order of the scores; without them the file gets no `labels.txt`. Two classes may
             have the same name, as in ImageNet.
         name: Name of the model.
@@ -73,10 +74,10 @@ def with_metadata(
     """
     model = check_model(content)
     graph = model.Subgraphs(0)
-    if model.SubgraphsLength() != 1 or graph.InputsLength() != 1 or graph.OutputsLength() != 1:
+    if graph.InputsLength() != 1 or graph.OutputsLength() != 1:
         raise ValueError(
-            "content must have one graph with one input and one output. Received: "
-            f"{model.SubgraphsLength()} graphs, {graph.InputsLength()} inputs, {graph.OutputsLength()} outputs"
+            "content must have one input and one output. Received: "
+            f"{graph.InputsLength()} inputs, {graph.OutputsLength()} outputs"
         )
     if labels is not None:
         output = graph.Tensors(graph.Outputs(0))

@@ -4,6 +4,9 @@ TensorFlow's converter aligns buffers to 4 bytes where the schema says 16, and a
 the flatbuffer, where not every reader finds them and metadata writers cut them off.
 """
 
+import hashlib
+from collections.abc import Mapping
+
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -97,6 +100,57 @@ def with_batch_axis(content: bytes) -> bytes:
             product.builtinOptions.keepNumDims = True
             _set_shape(model, graph, reshape, graph.tensors[tensor].shape)
     return bytes(_packed(model, len(content) + 2**20))
+
+
+def merged(contents: Mapping[str, bytes]) -> bytes:
+    """Puts files into one, a signature each.
+
+    Args:
+        contents: Name of the signature to the content of a TensorFlow Lite file with one graph and one signature.
+
+    Returns:
+        A file with all graphs in their order, the first being the one that runs where no signature is named. Buffers
+        of equal content, as the weights of one network for two picture sizes, are held once. Metadata is the first's.
+    """
+    if len(contents) == 1:
+        return next(iter(contents.values()))
+    models = []
+    for content in contents.values():
+        models.append(schema.ModelT.InitFromObj(check_model(content)))
+        for buffer in models[-1].buffers:
+            _fetch(buffer, content)
+    whole = models[0]
+    codes = {_code_key(code): index for index, code in enumerate(whole.operatorCodes)}
+    buffers: dict[bytes, int] = {}
+    for index, buffer in enumerate(whole.buffers):
+        buffers.setdefault(_digest(buffer), index)
+    for name, model in zip(contents, models, strict=True):
+        (graph,), (signature,) = model.subgraphs, model.signatureDefs
+        signature.signatureKey = name.encode()
+        if model is whole:
+            continue
+        for tensor in graph.tensors:
+            buffer = model.buffers[tensor.buffer]
+            tensor.buffer = buffers.setdefault(_digest(buffer), len(whole.buffers))
+            if tensor.buffer == len(whole.buffers):
+                whole.buffers.append(buffer)
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            operator.opcodeIndex = codes.setdefault(_code_key(code), len(whole.operatorCodes))
+            if operator.opcodeIndex == len(whole.operatorCodes):
+                whole.operatorCodes.append(code)
+        signature.subgraphIndex = len(whole.subgraphs)
+        whole.subgraphs.append(graph)
+        whole.signatureDefs.append(signature)
+    return bytes(_packed(whole, sum(len(buffer.data) for buffer in whole.buffers if buffer.data is not None) + 2**22))
+
+
+def _code_key(code: schema.OperatorCodeT) -> tuple:
+    return code.builtinCode, code.deprecatedBuiltinCode, code.version, code.customCode
+
+
+def _digest(buffer: schema.BufferT) -> bytes:
+    return b"" if buffer.data is None else hashlib.sha256(buffer.data).digest()
 
 
 def _set_shape(model: schema.ModelT, graph: schema.SubGraphT, reshape: schema.OperatorT, shape: np.ndarray) -> None:

@@ -26,6 +26,7 @@ from vit_keras.layers import (
     TransformerBlock,
 )
 from vit_keras.messages import nearest
+from vit_keras.weights import resize
 
 from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization
 
@@ -82,7 +83,10 @@ def check_rewrites(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def rewrite(
-    model: keras.Model, rewrites: Iterable[str] = tuple(REWRITES), pictures: np.ndarray | None = None
+    model: keras.Model,
+    rewrites: Iterable[str] = tuple(REWRITES),
+    pictures: np.ndarray | None = None,
+    smoothing: Mapping[str, np.ndarray] | None = None,
 ) -> keras.Model:
     """Builds a float32 model for prediction that computes the same from fewer operators.
 
@@ -92,6 +96,8 @@ def rewrite(
         rewrites: Names in `REWRITES`. Those that the model gives no occasion for do nothing.
         pictures: Sample pictures, `(n, H, W, 3)`, that `"smoothing"` measures activations on; without them it looks at
             the weights alone.
+        smoothing: What `smoothed_channels` gave for the same model at another picture size, so that both come out with
+            the same kernels; looked for in this model if `None`.
 
     Returns:
         A flat functional model of its own weights, float32 whatever the policy of `model`, without layers that do
@@ -105,10 +111,15 @@ def rewrite(
     stream = Stream.of(flat)
     if stream is None:
         return flat
-    lean = _Emitter(flat, stream, names).model()
-    if {"smoothing", "affine"} <= names and (factors := smoothing_factors(lean, pictures)):
+    lean = _Emitter(flat, stream, names, smoothing).model()
+    if smoothing is None and {"smoothing", "affine"} <= names and (factors := smoothing_factors(lean, pictures)):
         lean = _Emitter(flat, stream, names, factors).model()
     return lean
+
+
+def at_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
+    """Builds a flat float32 model of the same weights for pictures of another size; see `vit_keras.weights.resize`."""
+    return resize(flatten(model, own_norms=False), image_size)
 
 
 # Laying flat
@@ -330,9 +341,10 @@ def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[st
     return factors
 
 
-def has_outliers(lean: keras.Model) -> bool:
-    """Whether `"smoothing"` found channels that stand out."""
-    return any(isinstance(layer, InferenceNormalization) and layer.scale for layer in lean.layers)
+def smoothed_channels(lean: keras.Model) -> dict[str, np.ndarray]:
+    """Returns the factors that `"smoothing"` gave a model's LayerNorms, by name; none where no channel stood out."""
+    norms = (layer for layer in lean.layers if isinstance(layer, InferenceNormalization) and layer.scale)
+    return {layer.name: layer.get_weights()[0] for layer in norms}
 
 
 def centred(values: np.ndarray) -> np.ndarray:

@@ -18,13 +18,17 @@ import numpy as np
 
 from .calibrate import RANGES, sample
 from .files import disk_full, refuse_existing
+from .framing import check_image_sizes
 from .metadata import check_labels
 from .quantize import KINDS, check_kinds
-from .rewriting import REWRITES, check_rewrites, has_outliers, rewrite
+from .rewriting import REWRITES, at_size, check_rewrites, rewrite, smoothed_channels
 from .saved_model import quiet_tensorflow
 from .sensitivity import LayerError, Relaxation
 
 logger = logging.getLogger(__name__)
+
+OWN_SIZE = "serving_default"
+"""Signature of a file for the picture size that the model has itself."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class FileOptions:
         input_dtype: Type that integer-only files take and give: `"uint8"` or `"int8"` (`int16x8`: `"int16"`), or
             `"float32"` for all kinds; the kind's own if `None`.
         output: `"logits"`, or `"probabilities"` for their softmax.
+        image_sizes: Further picture sizes, `(height, width)` or one number for both. A file then has a signature for
+            each, `serving_160x224`, beside `serving_default` for the model's own; they share their weights.
     """
 
     labels: Sequence[str] | None = None
@@ -47,11 +53,13 @@ class FileOptions:
     ranges: str = "minmax"
     input_dtype: str | None = None
     output: str = "logits"
+    image_sizes: Iterable[int | tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1. Received: batch_size={self.batch_size}")
         object.__setattr__(self, "rewrites", check_rewrites(self.rewrites))
+        object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
         for name, known in (("ranges", tuple(RANGES)), ("output", ("logits", "probabilities"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}")
@@ -84,11 +92,12 @@ def to_tflite(
         kind: A name in `vit_keras.export.KINDS`.
         calibration: Batches of pictures, `(B, H, W, 3)`, 0 to 255; needed by the kinds that are calibrated.
         overwrite: Whether to replace a file that is there already.
-        **options: Attributes of `FileOptions`: `labels`, `batch_size`, `rewrites`, `ranges`, `input_dtype`, `output`.
+        **options: Attributes of `FileOptions`: `labels`, `batch_size`, `rewrites`, `ranges`, `input_dtype`, `output`,
+            `image_sizes`.
 
     Returns:
-        The path. The file has one signature, `serving_default`, from `images` to `logits` or `probabilities`, and
-        standard metadata: see `vit_keras.export.metadata`.
+        The path. The file has a signature `serving_default`, from `images` to `logits` or `probabilities`, further ones
+        where there are `image_sizes`, and standard metadata: see `vit_keras.export.metadata`.
 
     Raises:
         ValueError: an unknown kind, a calibrated kind without pictures, pictures that do not fit the model, or labels
@@ -196,7 +205,6 @@ def _convert(
         pictures = None
         if calibrated and calibration is not None:
             pictures = sample(calibration, model.input_shape[1:3])
-            np.save(f"{job}/calibration.npy", pictures)
         if validation is not None:
             np.savez(f"{job}/validation.npz", images=validation[0], labels=validation[1])
         description = {
@@ -210,9 +218,16 @@ def _convert(
             "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
         }
         lean = rewrite(model, options.rewrites, pictures)
-        description["outliers"] = has_outliers(lean)
+        smoothing = smoothed_channels(lean)
+        description["outliers"] = bool(smoothing)
+        signatures = description["signatures"] = [OWN_SIZE]
+        _save(lean, pictures, Path(job, OWN_SIZE), options)
+        for size in options.image_sizes:
+            if size != model.input_shape[1:3]:
+                signatures.append(f"serving_{size[0]}x{size[1]}")
+                lean = rewrite(at_size(model, size), options.rewrites, smoothing=smoothing)
+                _save(lean, pictures, Path(job, signatures[-1]), options)
         Path(job, "job.json").write_text(json.dumps(description))
-        _save(lean, f"{job}/saved_model", options.batch_size, options.output)
         del lean
         gc.collect()  # A Keras model refers to itself: the rewritten one, as large as the first, would stay.
         _run_child(job)
@@ -235,21 +250,35 @@ def _refuse_lambdas(model: keras.Model) -> None:
             )
 
 
-def _save(model: keras.Model, folder: str, batch_size: int, output: str = "logits") -> None:
-    """Saves a SavedModel with one signature of a fixed batch: a dynamic one fills the graph with shape operators."""
+def _save(model: keras.Model, pictures: np.ndarray | None, folder: Path, options: FileOptions) -> None:
+    """Saves a SavedModel with one signature of a fixed batch, and the pictures to calibrate with at the model's size.
+
+    A dynamic batch would fill the graph with shape operators.
+    """
     import tensorflow as tf
 
-    signature = [tf.TensorSpec((batch_size, *model.input_shape[1:]), tf.float32, name="images")]
+    folder.mkdir()
+    if pictures is not None:
+        np.save(folder / "calibration.npy", _resized(pictures, model.input_shape[1:3]))
+    signature = [tf.TensorSpec((options.batch_size, *model.input_shape[1:]), tf.float32, name="images")]
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
 
     def serve(images):
         logits = model(images, training=False)
-        return {output: tf.nn.softmax(logits) if output == "probabilities" else logits}
+        return {options.output: tf.nn.softmax(logits) if options.output == "probabilities" else logits}
 
     serve = tf.function(serve, input_signature=signature)
     with quiet_tensorflow():
-        tf.saved_model.save(module, folder, signatures={"serving_default": serve})
+        tf.saved_model.save(module, str(folder / "saved_model"), signatures={OWN_SIZE: serve})
+
+
+def _resized(pictures: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Brings pictures to another size; their range stays exactly 0 to 255, as `sample` wants it."""
+    if pictures.shape[1:3] == image_size:
+        return pictures
+    resized = np.asarray(keras.ops.image.resize(pictures, image_size, antialias=True))
+    return sample([resized.clip(0, 255)], image_size)
 
 
 def _run_child(job: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .interpreter import Classifier, OperatorCensus
 from .latency import Latency, measure_latency
+from .rewriting import at_size
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def verify(
     Args:
         model: The Keras model, from pixels to logits.
         files: Name to TensorFlow Lite file.
-        dataset: Batches of pictures, `(B, H, W, 3)` with pixels 0 to 255, and integer labels, `(B,)`.
+        dataset: Batches of pictures, `(B, H, W, 3)` with pixels 0 to 255, and integer labels, `(B,)`. Pictures of
+            another size than the model's are for the signatures of `image_sizes`: the model is brought to it.
         threads: Threads of the interpreter while latency is measured.
 
     Returns:
@@ -70,6 +72,8 @@ def verify(
     if not batches:
         raise ValueError("dataset must hold at least one batch. Received: none")
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    if images.shape[1:3] != model.input_shape[1:3]:
+        model = at_size(model, images.shape[1:3])
     reference = model.predict(images, verbose=0)
     agreements = {name: compare(file, images, labels, reference) for name, file in files.items()}
     latencies = measure_latency(files, images[0], threads)
@@ -85,12 +89,10 @@ def compare(file: str | Path, images: np.ndarray, labels: np.ndarray, reference:
         labels: `(n,)`, integers.
         reference: The Keras model's logits, `(n, num_classes)`.
     """
-    classifier = Classifier(file)
-    expected = (*images.shape[1:3], reference.shape[1])
-    if (*classifier.image_size, classifier.num_classes) != expected:
+    classifier = Classifier(file, image_size=images.shape[1:3])
+    if classifier.num_classes != reference.shape[1]:
         raise ValueError(
-            f"{file} must take {expected[0]}x{expected[1]} pictures and give {expected[2]} scores. Received: "
-            f"image_size={classifier.image_size}, num_classes={classifier.num_classes}"
+            f"{file} must give {reference.shape[1]} scores. Received: num_classes={classifier.num_classes}"
         )
     logits = classifier.logits(images)
     predicted = logits.argmax(axis=1)

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_keras.export.framing import Framing
+from vit_keras.export.framing import Framing, check_image_sizes
 from vit_keras.export.quantize import DEFAULT_KINDS, KINDS, check_kinds
 from vit_keras.export.targets import kinds_for
 from vit_keras.messages import nearest
@@ -128,6 +128,7 @@ class ExportConfig:
             finely until it does not. No limit if not given.
         integer_only: Whether only kinds without any float operator are made.
         sensitivity: Whether the report shows what quantising does to each layer; takes a conversion per layer.
+        image_sizes: Further picture sizes that every file takes, as [160, [192, 256]]: a signature for each.
         saved_model: Whether a SavedModel is written too.
         calibration_pictures: Training pictures that the ranges of integer tensors are measured on, >= 1.
         validation_pictures: Most validation pictures that a file is held to max_drop on, >= 1.
@@ -139,6 +140,7 @@ class ExportConfig:
     max_drop: float | None = None
     integer_only: bool = False
     sensitivity: bool = False
+    image_sizes: tuple[int | tuple[int, int], ...] = ()
     saved_model: bool = True
     calibration_pictures: int = 200
     validation_pictures: int = 2000
@@ -153,6 +155,7 @@ class ExportConfig:
             _require(bool(kinds), "export.kinds", "integer-only with export.integer_only", self.kinds)
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "targets", tuple(targets))
+        object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
         drop = self.max_drop
         _require(drop is None or 0 <= drop <= 100, "export.max_drop", "0 to 100 points", drop)
         _require(self.validation_pictures >= 1, "export.validation_pictures", ">= 1", self.validation_pictures)

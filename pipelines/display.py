@@ -26,13 +26,15 @@ def progress() -> int:
 def proof(report: dict[str, Any], folder: str | Path) -> None:
     """Prints the proof table of a report."""
     keras_model, data = report["keras"], report["data"]
-    rows = [proof_cells(artefact) for artefact in report["artefacts"]]
+    image_size = report["model"]["image_size"]
+    rows = [proof_cells(artefact, image_size) for artefact in report["artefacts"]]
     title = f"Keras model: {keras_model['accuracy']:.2%} on {data['test']:,} test pictures of {data['name']}"
     _print_table(title, rows)
-    for artefact in report["artefacts"]:
+    own = [artefact for artefact in report["artefacts"] if artefact["image_size"] == image_size]
+    for artefact in own:
         if artefact["relaxation"]:
             print(f"{artefact['kind']}: {_relaxation(artefact['relaxation'])}")
-    within = [a for a in report["artefacts"] if a["relaxation"] and a["relaxation"]["within"]]
+    within = [a for a in own if a["relaxation"] and a["relaxation"]["within"]]
     if len(within) > 1:
         print(f"Fastest within the limit, here: {min(within, key=lambda a: a['latency_ms']['p50'])['kind']}")
     page = Path(folder) / "report.html"

@@ -47,10 +47,12 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     if limits:
         held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
         validation = pixels(held, image_size), held.labels
-        found = to_tflite_within(model, missing, calibration(), validation, limits, labels=data.classes)
+        found = to_tflite_within(
+            model, missing, calibration(), validation, limits, labels=data.classes, image_sizes=config.image_sizes
+        )
         _keep_relaxations(folder, found, limits)
     elif missing:
-        to_tflite_files(model, missing, calibration(), labels=data.classes)
+        to_tflite_files(model, missing, calibration(), labels=data.classes, image_sizes=config.image_sizes)
     kinds = [kind for kind in config.kinds if KINDS[kind].calibrated]
     if config.sensitivity and kinds and (missing or not folder.sensitivity.exists()):
         errors = measure_sensitivity(model, kinds, calibration())
@@ -87,7 +89,8 @@ def pixels(split: Split, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, images: np.ndarray) -> list[dict[str, Any]]:
-    """Holds every file against the Keras model; what was measured before an interruption is not measured again."""
+    """Holds every file against the Keras model, on pictures of one size; what was measured before an interruption is
+    not measured again."""
     files = {kind: folder.tflite_file(kind) for kind in config.kinds if folder.tflite_file(kind).exists()}
     relaxations = json.loads(folder.relaxations.read_text()) if folder.relaxations.exists() else {}
     agreements = {kind: _agreement(folder, kind, file, evaluation, images) for kind, file in files.items()}
@@ -96,6 +99,7 @@ def prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, image
         {
             "kind": kind,
             "file": str(file.relative_to(folder.path).as_posix()),
+            "image_size": list(images.shape[1:3]),
             "bytes": agreements[kind].bytes,
             "accuracy": agreements[kind].accuracy,
             "accuracy_interval": list(agreements[kind].accuracy_interval),
@@ -114,7 +118,8 @@ def prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, image
 
 def _agreement(folder: RunFolder, kind: str, file: Path, evaluation: Evaluation, images: np.ndarray) -> Agreement:
     """Compares one file, or takes the comparison that an interrupted run has left for the same file."""
-    state = folder.state / f"proof.{kind}.json"
+    height, width = images.shape[1:3]
+    state = folder.state / f"proof.{kind}.{height}x{width}.json"
     stamp = file.stat().st_mtime_ns
     if state.exists():
         saved = json.loads(state.read_text())

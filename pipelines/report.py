@@ -172,13 +172,19 @@ this layer is the only one quantised. Both as root mean square over that of the 
 """
 
 
-def proof_cells(artefact: dict[str, Any]) -> dict[str, str]:
-    """Returns one row of the proof table, column name to text, for an entry of the report's `artefacts`."""
+def proof_cells(artefact: dict[str, Any], image_size: Sequence[int]) -> dict[str, str]:
+    """Returns one row of the proof table, column name to text.
+
+    Args:
+        artefact: An entry of the report's `artefacts`.
+        image_size: Height and width that the model has itself: others are named in the row.
+    """
+    size = "" if artefact["image_size"] == list(image_size) else " {}x{}".format(*artefact["image_size"])
     low, high = artefact["accuracy_interval"]
     lost, (least, most) = artefact["points_lost"], artefact["points_lost_interval"]
     operators, latency = artefact["operators"], artefact["latency_ms"]
     return {
-        "kind": artefact["kind"],
+        "kind": artefact["kind"] + size,
         "accuracy": f"{artefact['accuracy']:.2%}",
         "95 % interval": f"{100 * low:.1f}-{100 * high:.1f} %",
         "points lost": f"{lost:.2f} ({least:.2f} to {most:.2f})",
@@ -194,7 +200,7 @@ def proof_cells(artefact: dict[str, Any]) -> dict[str, str]:
 
 
 def _proof_table(report: dict[str, Any]) -> str:
-    rows = [proof_cells(artefact) for artefact in report["artefacts"]]
+    rows = [proof_cells(artefact, report["model"]["image_size"]) for artefact in report["artefacts"]]
     if not rows:
         return "<p>No file was exported.</p>"
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])

@@ -28,6 +28,7 @@ from vit_keras import create_model, explain, get_preset
 from vit_keras.export import try_file
 from vit_keras.export.files import free_bytes, remove
 from vit_keras.export.metadata import check_labels
+from vit_keras.export.rewriting import at_size
 
 from . import report as reporting
 from .config import ExportConfig, RunConfig
@@ -274,6 +275,10 @@ def _prove(
         image_size = model.input_shape[1:3]
         images = pixels(data.test, image_size)
         artefacts = prove(folder, config, evaluation, images)
+        for size in config.image_sizes:
+            if size != image_size:
+                other = evaluate_model(at_size(model, size), data.test)
+                artefacts += prove(folder, config, other, pixels(data.test, size))
     content = {
         "format": REPORT_FORMAT,
         "model": {

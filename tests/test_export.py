@@ -21,6 +21,7 @@ from vit_keras.export.calibrate import observe, sample
 from vit_keras.export.conversion import _batches
 from vit_keras.export.files import replacing
 from vit_keras.export.verification import wilson_interval
+from vit_keras.weights import resize
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,43 @@ def test_input_and_output_types(files, kind, dtype):
     assert np.dtype(KINDS[kind].input_dtype) == dtype
     if kind == "full_int8":
         np.testing.assert_allclose(image["quantization"], (1, 0))  # The bytes of a picture go in as they are.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_picture_sizes(model, pictures, files, tmp_path, kind):
+    from ai_edge_litert.interpreter import Interpreter
+
+    sizes = [8, 12, (8, 16)]
+    options = {"image_sizes": sizes, "labels": ["a", "b", "ç", "d e"]}
+    file = to_tflite(model, tmp_path / "a.tflite", kind, [pictures[:32]], **options)
+    names = ["serving_default", "serving_12x12", "serving_8x16"]
+    assert list(Interpreter(str(file)).get_signature_list()) == names
+    assert read_labels(file) == ("a", "b", "ç", "d e")
+    assert file.stat().st_size < 1.7 * files[kind].stat().st_size
+    alone, together = Classifier(files[kind]), Classifier(file)
+    assert together.operators() == alone.operators()
+    np.testing.assert_array_equal(together.logits(pictures[:8]), alone.logits(pictures[:8]))
+    for size in ((12, 12), (8, 16)):
+        shown = np.random.default_rng(1).integers(0, 256, (16, *size, 3)).astype("float32")
+        expected = resize(model, size).predict(shown, verbose=0)
+        error = np.abs(Classifier(file, image_size=size).logits(shown) - expected).max()
+        assert error < {"float32": 1e-5, "full_int8": 0.25, "int4": 0.5}.get(kind, 0.1) * np.abs(expected).max()
+        proof = verify(model, {"a": file}, [(shown, expected.argmax(1))])["a"]
+        assert proof.agreement.max_abs_logit_error == pytest.approx(error, rel=1e-3, abs=1e-5)
+    with pytest.raises(ValueError, match=r"takes 8x8, 12x12, 8x16 pictures\. Received: image_size=9x9"):
+        Classifier(file, image_size=(9, 9))
+
+
+@pytest.mark.parametrize("sizes", [[0], [(8, 8, 8)], ["ab"], [(4.0, 4)]])
+def test_bad_picture_sizes(model, tmp_path, sizes):
+    with pytest.raises(ValueError, match="image_sizes must hold one or two whole numbers >= 1 each"):
+        to_tflite(model, tmp_path / "a.tflite", image_sizes=sizes)
+
+
+def test_sizes_that_the_patch_does_not_divide(model, tmp_path):
+    with pytest.raises(ValueError, match="a fixed height and width that patch_size divides"):
+        to_tflite(model, tmp_path / "a.tflite", image_sizes=[9])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,7 @@ from harness import check_layer
 
 from vit_keras.export import Classifier, to_tflite
 from vit_keras.export.inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization
-from vit_keras.export.rewriting import REWRITES, Stream, check_rewrites, flatten, has_outliers, rewrite
+from vit_keras.export.rewriting import REWRITES, Stream, check_rewrites, flatten, rewrite, smoothed_channels
 from vit_keras.heads import classifier
 from vit_keras.layers import TransformerBlock
 from vit_keras.models import deit, deit3, vit
@@ -188,17 +188,17 @@ def outliers():
 @pytest.mark.parametrize("pictures", [None, pixels()])
 def test_smoothing_is_exact(outliers, pictures):
     lean = rewrite(outliers, pictures=pictures)
-    assert has_outliers(lean)
+    assert smoothed_channels(lean)
     assert_same(outliers, lean, pixels())
     norm = keras.Model(lean.inputs, lean.get_layer("block_0_mlp_norm").output)
     plain = rewrite(outliers, [name for name in REWRITES if name != "smoothing"])
-    assert not has_outliers(plain)
+    assert not smoothed_channels(plain)
     if pictures is not None:
         before = keras.Model(plain.inputs, plain.get_layer("block_0_mlp_norm").output)
         sizes = [np.abs(m.predict(pictures, verbose=0)).max(axis=(0, 1)) for m in (before, norm)]
         largest = [size.max() / np.median(size) for size in sizes]
         assert largest[1] < 0.7 * largest[0]
-    assert not has_outliers(rewrite(with_pixels(MODELS["token"]), pictures=pictures))
+    assert not smoothed_channels(rewrite(with_pixels(MODELS["token"]), pictures=pictures))
 
 
 @pytest.mark.parametrize(("kind", "share"), [("dynamic_int8", 0.5), ("static_int8", 0.75), ("full_int8", 0.75)])

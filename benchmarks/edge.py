@@ -242,8 +242,7 @@ def conversion(folder: Path, times: int) -> str:
     for number, report in enumerate(convert(REPEATED, times), 1):
         repeated.append([str(number), *(str(report.get(key, report.get("error"))) for key in ("seconds", "rss_mb"))])
     count = len(pictures(folder, "calibration"))
-    note = "Peak: the program and its converting child together, model included; shared libraries count twice. "
-    note += f"{count} calibration pictures.\n"
+    note = f"Peak: the program and its children together, model included. {count} calibration pictures.\n"
     return "\n".join([table(*once), note, f"`{REPEATED}` in one program, its memory afterwards:\n", table(*repeated)])
 
 

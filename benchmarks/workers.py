@@ -91,17 +91,17 @@ def watched_memory(pid: int) -> Iterator[list[int]]:
 
 
 def _tree_bytes(pid: int, parent_command: bytes = b"") -> int:
-    """Returns the sum of the resident sets; pages that two processes share count twice.
+    """Returns the sum of the proportional resident sets: of pages that two processes share, each has half.
 
     A child that has its parent's command line is about to start another program, and its memory still its parent's.
     """
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        kilobytes = int(Path(f"/proc/{pid}/smaps_rollup").read_text().split("Pss:")[1].split()[0])
         listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except (OSError, IndexError):  # It ended meanwhile.
         return 0
-    own = 0 if command == parent_command else pages * os.sysconf("SC_PAGE_SIZE")
+    own = 0 if command == parent_command else kilobytes * 1024
     return own + sum(_tree_bytes(int(child), command) for children in listed for child in children)
 
 

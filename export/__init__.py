@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .interpreter import Classifier, OperatorCensus
     from .latency import Benchmark, Latency, benchmark, measure_latency
     from .metadata import read_labels, with_metadata
-    from .quantize import KINDS, Kind, Rule
+    from .quantize import KINDS, ROUNDINGS, Kind, Rule
     from .rewriting import REWRITES, rewrite
     from .saved_model import to_saved_model
     from .sensitivity import LayerError, Relaxation
@@ -40,6 +40,7 @@ _HOME = {
     "Proof": "verification",
     "RANGES": "calibrate",
     "REWRITES": "rewriting",
+    "ROUNDINGS": "quantize",
     "Refusal": "devices",
     "Relaxation": "sensitivity",
     "Rule": "quantize",
@@ -69,6 +70,7 @@ __all__ = [
     "KINDS",
     "RANGES",
     "REWRITES",
+    "ROUNDINGS",
     "TARGETS",
     "Agreement",
     "Benchmark",

@@ -1,10 +1,14 @@
 """What the quantisers need to know of real data: sample pictures, and the range of every tensor on them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from .interpreter import Classifier
+from .packing import check_model
 
 
 def sample(batches: Iterable[np.ndarray], image_size: tuple[int, int], limit: int = 200) -> np.ndarray:
@@ -72,54 +76,84 @@ _SAMPLE = 2048
 """Values of an activation that are kept of each batch, to choose a range from."""
 
 
-def observe(float32: bytes, batches: Iterable[np.ndarray], ranges: str = "minmax") -> dict[str, Observed]:
+def observe(
+    float32: bytes,
+    batches: Iterable[np.ndarray],
+    ranges: str = "minmax",
+    see: Callable[[Mapping[str, np.ndarray]], None] | None = None,
+) -> dict[str, Observed]:
     """Measures the range of every activation.
 
     Args:
         float32: Content of a float32 TensorFlow Lite file with one input.
         batches: Pictures as the file takes them, `(B, H, W, 3)`.
         ranges: A name in `RANGES`. The pixels keep their whole range.
+        see: What else is to see the tensors of every batch, by name.
 
     Returns:
         Tensor name to what was observed.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=float32,
-        num_threads=os.cpu_count(),
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    image_input = interpreter.get_input_details()[0]["index"]
-    written = {int(index) for operator in interpreter._get_ops_details() for index in operator["outputs"]}
-    names = {
-        detail["index"]: detail["name"]
-        for detail in interpreter.get_tensor_details()
-        if detail["index"] in written | {image_input} and detail["dtype"] == np.float32
-    }
-    low = dict.fromkeys(names, np.inf)
-    high = dict.fromkeys(names, -np.inf)
-    ranks = {}
-    samples: dict[int, list[np.ndarray]] = {index: [] for index in names}
+    symmetric = second_operands(float32)
+    classifier = Classifier(float32, os.cpu_count() or 1, keep_tensors=True)
+    ends: dict[str, tuple[float, float]] = {}
+    ranks: dict[str, int] = {}
+    samples: dict[str, list[np.ndarray]] = {}
     rng = np.random.default_rng(0)
     for batch in batches:
-        interpreter.set_tensor(image_input, batch)
-        interpreter.invoke()
-        for index in names:
-            values = interpreter.get_tensor(index)
-            low[index], high[index] = min(low[index], values.min()), max(high[index], values.max())
-            ranks[index] = values.ndim
+        classifier.set_input(batch)
+        classifier.invoke()
+        tensors = {classifier.input_name: batch, **classifier.tensors()}
+        if see is not None:
+            see(tensors)
+        for name, values in tensors.items():
+            low, high = ends.get(name, (np.inf, -np.inf))
+            ends[name] = min(low, values.min()), max(high, values.max())
+            ranks[name] = values.ndim
             if ranges != "minmax":
-                samples[index].append(rng.choice(values.ravel(), min(_SAMPLE, values.size), replace=False))
-    for index in names if ranges != "minmax" else ():
-        if index != image_input:
-            low[index], high[index] = _cut(np.concatenate(samples[index]), low[index], high[index], ranges)
+                sample = rng.choice(values.ravel(), min(_SAMPLE, values.size), replace=False)
+                samples.setdefault(name, []).append(sample)
+    for name, values in samples.items():
+        if name != classifier.input_name:
+            ends[name] = _cut(np.concatenate(values), *ends[name], ranges)
+    for name in symmetric & ends.keys():
+        largest = max(map(abs, ends[name]))
+        ends[name] = -largest * 128 / 127, largest
     return {
-        name: Observed(*(np.full((1,) * ranks[index], end[index], "float32") for end in (low, high)))
-        for index, name in names.items()
+        name: Observed(*(np.full((1,) * ranks[name], end, "float32") for end in low_high))
+        for name, low_high in ends.items()
     }
+
+
+_SAME_SCALE = ("RESHAPE", "SLICE", "SPLIT", "STRIDED_SLICE", "TRANSPOSE")
+
+
+def second_operands(float32: bytes) -> set[str]:
+    """Returns the tensors that are the right one of a BATCH_MATMUL, or share their scale with such a one.
+
+    XNNPACK packs it as it packs weights, and takes a product of two int8 tensors only where its zero point is 0: such
+    tensors have symmetric ranges.
+
+    Args:
+        float32: Content of a TensorFlow Lite file.
+
+    Returns:
+        Names of tensors.
+    """
+    model = check_model(float32)
+    graph = model.Subgraphs(0)
+    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    codes = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes]
+    same_scale = {getattr(schema.BuiltinOperator, name) for name in _SAME_SCALE}
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    found = {o.Inputs(1) for o in operators if codes[o.OpcodeIndex()] == schema.BuiltinOperator.BATCH_MATMUL}
+    moves = [
+        {int(i) for i in (*operator.InputsAsNumpy(), *operator.OutputsAsNumpy()) if graph.Tensors(int(i)).Type() == 0}
+        for operator in operators
+        if codes[operator.OpcodeIndex()] in same_scale
+    ]
+    while joined := [tensors for tensors in moves if tensors & found and not tensors <= found]:
+        found |= set().union(*joined)
+    return {graph.Tensors(index).Name().decode() for index in found}
 
 
 def _cut(sample: np.ndarray, low: float, high: float, ranges: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The child process that converts: TensorFlow's converter leaks memory and may die.
+"""The child process that makes files of a SavedModel: what goes wrong in it leaves the program alone.
 
 `python -m vit_keras.export.conversion JOB` reads the folder that `tflite.py` filled: `job.json`, `validation.npz`, and
 for each signature, that is for each picture size, a folder with `saved_model/` (a static batch) and `calibration.npy`.
@@ -8,9 +8,12 @@ into one file. Each file appears under its name when it is whole, and what was f
 
 import dataclasses
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +21,10 @@ from .calibrate import Observed, observe
 from .files import replacing
 from .interpreter import Classifier
 from .metadata import with_metadata
-from .packing import merged, with_batch_axis
+from .packing import merged
 from .quantize import KINDS, Kind, Rule
-from .sensitivity import layer_errors, relax
+from .rounding import Rounding
+from .sensitivity import Relaxation, layer_errors, relax
 
 SENSITIVITY_PICTURES = 32
 """Pictures that a layer's effect on the logits is measured on."""
@@ -29,17 +33,20 @@ SENSITIVITY_PICTURES = 32
 def main(job: Path) -> None:
     """Converts every kind of a job, in the order of the job's file."""
     description = json.loads((job / "job.json").read_text())
-    graphs = {signature: _graph(job / signature, description) for signature in description["signatures"]}
-    float32, observed = next(iter(graphs.values()))  # The model's own size: budgets and errors are measured on it.
+    graphs: dict[str, Graph] = {}
+    for signature in description["signatures"]:
+        rounding = next(iter(graphs.values())).rounding if graphs else None
+        graphs[signature] = Graph.of(job / signature, description, rounding)
+    own = next(iter(graphs.values()))  # The model's own size: budgets and errors are measured on it.
     results, left_float = {}, {}
     for name, target in description["targets"].items():
         kind = dataclasses.replace(KINDS[name], input_dtype=description["input_dtype"] or KINDS[name].input_dtype)
         kind = kind.for_outliers() if description["outliers"] else kind
         if name in description["max_drop"] and kind.rules:
             validation = np.load(job / "validation.npz", allow_pickle=False)
-            kind, found = _within_budget(float32, kind, observed, validation, description["max_drop"][name])
+            kind, found = _within_budget(own, kind, validation, description["max_drop"][name])
             results[name] = dataclasses.asdict(found)
-        content = merged({signature: _of_kind(kind, *graph) for signature, graph in graphs.items()})
+        content = merged({signature: graph.make(kind) for signature, graph in graphs.items()})
         if kind.integer_only and kind.input_dtype != "float32" and (left := Classifier(content).float_operators()):
             left_float[name] = left
         content = with_metadata(content, description["labels"], description["name"], kind.summary)
@@ -49,55 +56,87 @@ def main(job: Path) -> None:
     for name in description["sensitivity"]:
         pictures = _pictures(job / next(iter(graphs)))[:SENSITIVITY_PICTURES]
         kind = KINDS[name].for_outliers() if description["outliers"] else KINDS[name]
-        found = layer_errors(float32, kind, observed, pictures, quantize)
+        found = layer_errors(own.float32, kind, pictures, own.make)
         errors[name] = [dataclasses.asdict(error) for error in found]
     (job / "results.json").write_text(json.dumps({"relaxations": results, "errors": errors, "left_float": left_float}))
 
 
-def _graph(folder: Path, description: dict) -> tuple[bytes, dict[str, Observed]]:
-    """Converts one signature to float32, and measures the ranges of its activations where a kind needs them."""
-    float32 = convert(str(folder / "saved_model"))
-    if not any(KINDS[kind].calibrated for kind in (*description["targets"], *description["sensitivity"])):
-        return float32, {}
-    return float32, observe(float32, _batches(_pictures(folder), description["batch_size"]), description["ranges"])
+@dataclass(frozen=True)
+class Graph:
+    """One signature in float32, with what was found out on sample pictures.
+
+    Attributes:
+        float32: Content of a file.
+        observed: Ranges of the activations; empty if no kind needs them.
+        rounding: Rounds the weights; `None` for the quantiser's own way, to the nearest.
+    """
+
+    float32: bytes
+    observed: dict[str, Observed]
+    rounding: Rounding | None
+
+    @classmethod
+    def of(cls, folder: Path, description: dict[str, Any], rounding: Rounding | None) -> "Graph":
+        """Converts a signature's SavedModel.
+
+        Args:
+            folder: Where the signature's files lie.
+            description: The job's.
+            rounding: That of another signature: all have the same weights.
+        """
+        float32 = convert(folder / "saved_model")
+        kinds = [KINDS[name] for name in (*description["targets"], *description["sensitivity"])]
+        looked_at = (folder / "calibration.npy").exists()
+        see = None
+        if rounding is None and looked_at and description["rounding"] == "compensated":
+            rounding = Rounding(float32)
+            see = rounding.see
+        if not (see or (looked_at and any(kind.calibrated for kind in kinds))):
+            return cls(float32, {}, rounding)
+        batches = _batches(_pictures(folder), description["batch_size"])
+        return cls(float32, observe(float32, batches, description["ranges"], see), rounding)
+
+    def make(self, kind: Kind) -> bytes:
+        """Returns the content of a file of a kind."""
+        return quantize(self.float32, kind, self.observed, self.rounding) if kind.rules else self.float32
 
 
 def _pictures(folder: Path) -> np.ndarray:
     return np.load(folder / "calibration.npy", allow_pickle=False)
 
 
-def _of_kind(kind: Kind, float32: bytes, observed: dict[str, Observed]) -> bytes:
-    return quantize(float32, kind, observed) if kind.rules else float32
-
-
-def _within_budget(float32: bytes, kind: Kind, observed: dict[str, Observed], validation, max_drop: float):
+def _within_budget(graph: Graph, kind: Kind, validation, max_drop: float) -> tuple[Kind, Relaxation]:
     """Relaxes as few layers of a kind as keep the budget; returns the relaxed kind, and what was done."""
     images, labels = validation["images"], validation["labels"]
 
     def accuracy(content: bytes) -> float:
         return 100 * float((Classifier(content).logits(images).argmax(axis=1) == labels).mean())
 
-    exact = accuracy(float32)
+    exact = accuracy(graph.float32)
 
     def drop_of(layers: tuple[str, ...]) -> float:
-        return exact - accuracy(quantize(float32, kind.relaxed(layers), observed))
+        return exact - accuracy(graph.make(kind.relaxed(layers)))
 
     def most_sensitive_first() -> list[str]:
-        errors = layer_errors(float32, kind, observed, images[:SENSITIVITY_PICTURES], quantize)
+        errors = layer_errors(graph.float32, kind, images[:SENSITIVITY_PICTURES], graph.make)
         return [error.layer for error in sorted(errors, key=lambda error: -error.alone)]
 
     found = relax(most_sensitive_first, drop_of, max_drop)
     return kind.relaxed(found.layers), found
 
 
-def convert(saved_model: str) -> bytes:
-    """Converts a SavedModel with TensorFlow's converter, to float32 and builtin operators only."""
-    import tensorflow as tf
+def convert(saved_model: Path) -> bytes:
+    """Converts a SavedModel with TensorFlow's converter, in a process of its own, whose memory is free afterwards."""
+    file = saved_model.with_suffix(".tflite")
+    command = [sys.executable, "-m", "vit_keras.export.converter", str(saved_model), str(file)]
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(f"TensorFlow's converter ended with code {code}")
+    content = file.read_bytes()
+    file.unlink()
+    return content
 
-    return with_batch_axis(tf.lite.TFLiteConverter.from_saved_model(saved_model).convert())
 
-
-def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed]) -> bytes:
+def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding: Rounding | None = None) -> bytes:
     """Makes a kind of a float32 file with ai-edge-quantizer.
 
     Ranges are our own: the quantiser's keep a moving average of minimum and maximum, which cost 4.8 points of accuracy
@@ -105,7 +144,7 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed]) -> bytes
     """
     from ai_edge_quantizer.quantizer import Quantizer
 
-    quantizer = Quantizer(bytearray(float32))
+    quantizer = Quantizer(rounding(float32, kind) if rounding else bytearray(float32))
     for rule in kind.rules:
         for operator in rule.operators:
             _apply(quantizer, operator, rule)
@@ -122,7 +161,9 @@ def _apply(quantizer, operator: str, rule: Rule) -> None:
 
     name = qtyping.TFLOperationName(operator)
     granularity = qtyping.QuantGranularity[f"BLOCKWISE_{rule.block}" if rule.block else "CHANNELWISE"]
-    if rule.activations:
+    if rule.weights is None:
+        quantizer.update_quantization_recipe(rule.layers, name, None, AlgorithmName.NO_QUANTIZE)
+    elif rule.activations:
         quantizer.add_static_config(rule.layers, name, rule.activations, rule.weights, granularity)
     elif rule.weights == 16:
         tensor = qtyping.TensorQuantizationConfig(16, dtype=qtyping.TensorDataType.FLOAT)

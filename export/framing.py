@@ -23,8 +23,8 @@ def check_image_sizes(sizes: Iterable[int | tuple[int, int]]) -> tuple[tuple[int
     Raises:
         ValueError: a size that is not one or two whole numbers >= 1.
     """
-    pairs = dict.fromkeys((size, size) if isinstance(size, int) else tuple(size) for size in sizes)
+    pairs = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
             raise ValueError(f"image_sizes must hold one or two whole numbers >= 1 each. Received: {pair}")
-    return tuple(pairs)
+    return tuple(dict.fromkeys((pair[0], pair[1]) for pair in pairs))

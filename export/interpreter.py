@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .packing import with_all_results
 from .quantize import layer_of
 
 
@@ -16,7 +17,7 @@ class Classifier:
     Args:
         path: The `.tflite` file, or its content.
         num_threads: Threads of the interpreter; 1 gives comparable times.
-        keep_tensors: Whether `tensors` can be called after a run; slower.
+        keep_tensors: Whether `tensors` can be called after a run.
         image_size: Height and width of the pictures, for a file with a signature for each of several sizes; the first
             signature's if `None`. What is told of operators and tensors is always the first's.
 
@@ -33,35 +34,32 @@ class Classifier:
         keep_tensors: bool = False,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+        from ai_edge_litert.interpreter import Interpreter
 
-        source = {"model_content": path} if isinstance(path, bytes) else {"model_path": str(path)}
         if not isinstance(path, bytes) and not Path(path).is_file():
             raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
+        source = {"model_content": path} if isinstance(path, bytes) else {"model_path": str(path)}
+        if keep_tensors:
+            source = {"model_content": with_all_results(path if isinstance(path, bytes) else Path(path).read_bytes())}
         path = "The content" if isinstance(path, bytes) else path
-        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_tensors else OpResolverType.AUTO
         try:
-            self._interpreter = Interpreter(
-                **source,
-                num_threads=num_threads,
-                experimental_preserve_all_tensors=keep_tensors,
-                experimental_op_resolver_type=plain,
-            )
+            self._interpreter = Interpreter(**source, num_threads=num_threads)
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a TensorFlow Lite model that can be run here: {error}") from error
         self._runner = None
-        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        inputs, results = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        outputs = results[:1] if keep_tensors else results
         shapes = _shapes(inputs, outputs)
         if image_size is not None and shapes[0][1:3] != tuple(image_size):
-            self._runner, inputs, outputs = self._for_size(tuple(image_size), path)
+            self._runner, inputs, outputs = self._for_size(image_size, path)
             shapes = _shapes(inputs, outputs)
         if len(inputs) != 1 or len(outputs) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3 or len(shapes[1]) != 2:
             raise ValueError(
                 f"{path} must take pictures, (B, H, W, 3), and give class scores, (B, num_classes). "
                 f"Received: shapes={shapes}"
             )
-        self._input, self._output = inputs[0], outputs[0]
+        self._input, self._output, self._results = inputs[0], outputs[0], results
         self._input_name = next(iter(self._runner.get_input_details())) if self._runner else ""
         self._pixels = self._scores = np.empty(0)
         self.batch_size = shapes[0][0]
@@ -75,7 +73,7 @@ class Classifier:
             runner = self._interpreter.get_signature_runner(name)
             inputs, outputs = (list(d.values()) for d in (runner.get_input_details(), runner.get_output_details()))
             known.append(_shapes(inputs, outputs)[0][1:3])
-            if known[-1] == image_size:
+            if known[-1] == tuple(image_size):
                 return runner, inputs, outputs
         sizes = ", ".join("x".join(map(str, size)) for size in known) or "other"
         raise ValueError(f"{path} takes {sizes} pictures. Received: image_size={image_size[0]}x{image_size[1]}")
@@ -90,6 +88,11 @@ class Classifier:
         self._pixels = _quantised(pictures, self._input)
         if self._runner is None:
             self._interpreter.set_tensor(self._input["index"], self._pixels)
+
+    @property
+    def input_name(self) -> str:
+        """Name of the tensor that pictures go into."""
+        return self._input["name"]
 
     def invoke(self) -> None:
         """Runs the file once on the input that was set."""
@@ -107,10 +110,10 @@ class Classifier:
         return _real(self._scores, self._output)[: len(pictures)]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Returns what every operator gave in the last run, by tensor name, as real numbers."""
-        details = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
-        written = [int(index) for operator in self._interpreter._get_ops_details() for index in operator["outputs"]]
-        return {details[index]["name"]: _real(self._interpreter.get_tensor(index), details[index]) for index in written}
+        """Returns what every operator gave in the last run, by tensor name, as real numbers, in no certain order."""
+        return {
+            detail["name"]: _real(self._interpreter.get_tensor(detail["index"]), detail) for detail in self._results
+        }
 
     def float_operators(self) -> dict[str, list[str]]:
         """Returns the operators that touch a float tensor: name to the Keras layers that they came from."""

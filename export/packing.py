@@ -5,6 +5,7 @@ the flatbuffer, where not every reader finds them and metadata writers cut them 
 """
 
 import hashlib
+import struct
 from collections.abc import Mapping
 
 import flatbuffers
@@ -18,9 +19,10 @@ ALIGNMENT = 16
 """The schema's alignment of a buffer's content, in bytes."""
 LARGEST = 2**31 - 2**20
 """Most bytes of a file that is one flatbuffer; a little less than its readers accept."""
+_SUBGRAPH_OUTPUTS = 8  # Where a SubGraph's table of fields says where its outputs are.
 
 
-def check_model(content: bytes) -> schema.Model:
+def check_model(content: bytes | bytearray) -> schema.Model:
     """Returns the root of a TensorFlow Lite file, or raises `ValueError` where the content is none."""
     if bytes(content[4:8]) != b"TFL3":
         raise ValueError(
@@ -76,6 +78,8 @@ def with_batch_axis(content: bytes) -> bytes:
         The same graph, in which such a RESHAPE, its FULLY_CONNECTED and that one's result have the shape `(1, N, D)`.
     """
     model = schema.ModelT.InitFromObj(check_model(content))
+    for buffer in model.buffers:
+        _fetch(buffer, content)
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     for graph in model.subgraphs:
         readers: dict[int, list[schema.OperatorT]] = {}
@@ -100,6 +104,30 @@ def with_batch_axis(content: bytes) -> bytes:
             product.builtinOptions.keepNumDims = True
             _set_shape(model, graph, reshape, graph.tensors[tensor].shape)
     return bytes(_packed(model, len(content) + 2**20))
+
+
+def with_all_results(content: bytes) -> bytes:
+    """Makes what every operator gives an output of the graph, behind its own outputs.
+
+    A runtime then keeps it, and may still fuse and delegate what it likes.
+
+    Args:
+        content: Content of a TensorFlow Lite file.
+
+    Returns:
+        The same graph. The list of its outputs stands behind all else; nothing but the reference to it is changed.
+    """
+    graph = check_model(content).Subgraphs(0)
+    own = [graph.Outputs(i) for i in range(graph.OutputsLength())]
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    written = [operator.Outputs(i) for operator in operators for i in range(operator.OutputsLength())]
+    outputs = np.array([*dict.fromkeys([*own, *written])], "<i4")
+    reference = graph._tab.Pos + graph._tab.Offset(_SUBGRAPH_OUTPUTS)
+    gap = -len(content) % 4
+    start = len(content) + gap
+    view = memoryview(content)
+    parts = view[:reference], struct.pack("<I", start - reference), view[reference + 4 :], bytes(gap)
+    return b"".join((*parts, struct.pack("<I", len(outputs)), outputs.tobytes()))
 
 
 def merged(contents: Mapping[str, bytes]) -> bytes:

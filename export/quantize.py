@@ -32,7 +32,7 @@ class Rule:
 
     Attributes:
         operators: Names of TensorFlow Lite operators; `"*"` for all.
-        weights: Bits of the weights.
+        weights: Bits of the weights; `None` where all stays float32.
         activations: Bits of the activations, calibrated; `None` where they stay float32 and products quantise them
             on the fly.
         block: How many weights of a row share a scale; `None` for one scale per output channel.
@@ -40,7 +40,7 @@ class Rule:
     """
 
     operators: tuple[str, ...]
-    weights: int = 8
+    weights: int | None = 8
     activations: int | None = None
     block: int | None = None
     layers: str = ".*"
@@ -75,17 +75,28 @@ class Kind:
         """Whether sample pictures are needed."""
         return any(rule.activations for rule in self.rules)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are rounded to integers."""
+        return any(rule.weights in (4, 8) for rule in self.rules)
+
+    def rule_for(self, operator: str, result: str) -> Rule | None:
+        """Returns the rule that holds for an operator whose result is the tensor `result`."""
+        fitting = [r for r in self.rules if {"*", operator} & set(r.operators) and re.search(r.layers, result)]
+        return fitting[-1] if fitting else None
+
     def relaxed(self, layers: Sequence[str]) -> "Kind":
         """Returns the kind with some layers computed more finely.
 
-        An integer-only kind computes them with int16 activations; others quantise their activations on the fly, with a
-        range for each picture, and with int8 weights.
+        An integer-only kind computes them with int16 activations; others quantise the activations of their products on
+        the fly, with a range for each picture, with int8 weights, and leave the rest in float32.
         """
         if not layers:
             return self
         pattern = f"({'|'.join(map(layer_pattern, layers))})"
-        rule = Rule(("*",), activations=16) if self.integer_only else Rule(PRODUCTS)
-        return dataclasses.replace(self, rules=(*self.rules, dataclasses.replace(rule, layers=pattern)))
+        finer = (Rule(("*",), activations=16),) if self.integer_only else (_FLOAT_ATTENTION, Rule(PRODUCTS))
+        finer = [dataclasses.replace(rule, layers=pattern) for rule in finer]
+        return dataclasses.replace(self, rules=(*self.rules, *finer))
 
     def for_outliers(self) -> "Kind":
         """Returns the kind for a model in whose residual stream some channels stand out.
@@ -112,6 +123,13 @@ PRODUCTS = ("FULLY_CONNECTED", "CONV_2D")
 _OUTSIDE_BLOCKS = (Rule(("CONV_2D",)), Rule(("FULLY_CONNECTED",), layers=layer_pattern("output")))
 """Pixels to tokens, and tokens to logits: ranges of their own for each picture keep results in float32."""
 
+_INT8_ATTENTION = (
+    Rule(("BATCH_MATMUL",), activations=8),
+    Rule(("RESHAPE", "SPLIT", "TRANSPOSE"), activations=8, layers="attention[^/]*/"),
+)
+"""Attention's own products, and what moves queries, keys and values from one product to the next; not the softmax."""
+_FLOAT_ATTENTION = Rule(("BATCH_MATMUL", "RESHAPE", "SPLIT", "TRANSPOSE"), weights=None)
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -127,7 +145,7 @@ KINDS: dict[str, Kind] = {
             "static_int8",
             "products in int8, calibrated but for the first and the last; the rest float32",
             "CPUs: the fastest kind there",
-            (Rule(("FULLY_CONNECTED",), activations=8), *_OUTSIDE_BLOCKS),
+            (Rule(("FULLY_CONNECTED",), activations=8), *_INT8_ATTENTION, *_OUTSIDE_BLOCKS),
         ),
         Kind(
             "full_int8",
@@ -155,6 +173,12 @@ KINDS: dict[str, Kind] = {
         ),
     )
 }
+
+ROUNDINGS: dict[str, str] = {
+    "compensated": "so that the errors of weights cancel on the calibration pictures",
+    "nearest": "each weight to the nearest number",
+}
+"""How weights become integers."""
 
 DEFAULT_KINDS = tuple(kind.name for kind in KINDS.values() if not kind.on_request)
 """The kinds that are made where none are named."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .calibrate import Observed
 from .interpreter import Classifier
+from .packing import check_model
 from .quantize import Kind, layer_of
 
 
@@ -45,34 +45,34 @@ class Relaxation:
 
 def layers_of(float32: bytes) -> tuple[str, ...]:
     """Returns the names of the Keras layers of a converted file, in the order in which they run."""
-    classifier = Classifier(float32, keep_tensors=True)
-    return tuple(dict.fromkeys(layer_of(name) for name in classifier.tensors()))
+    graph = check_model(float32).Subgraphs(0)
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    names = [graph.Tensors(operator.Outputs(0)).Name().decode() for operator in operators]
+    return tuple(dict.fromkeys(map(layer_of, names)))
 
 
 def layer_errors(
     float32: bytes,
     kind: Kind,
-    observed: dict[str, Observed],
     pictures: np.ndarray,
-    make: Callable[[bytes, Kind, dict[str, Observed]], bytes],
+    make: Callable[[Kind], bytes],
 ) -> list[LayerError]:
     """Measures what a kind does to each layer.
 
     Args:
         float32: Content of the float32 file.
         kind: The kind.
-        observed: Ranges of the activations.
         pictures: Sample pictures, `(n, H, W, 3)`; a few dozen do.
-        make: Quantises: `conversion.quantize`.
+        make: Returns the content of a file of a kind.
 
     Returns:
         One per layer, in the order in which they run. Layers that the kind leaves as they are are left out.
     """
     reference = Classifier(float32).logits(pictures)
-    own = _own_errors(float32, make(float32, kind, observed), pictures[:16])
+    own = _own_errors(float32, make(kind), pictures[:16])
     errors = []
     for layer in layers_of(float32):
-        content = make(float32, kind.only(layer), observed)
+        content = make(kind.only(layer))
         alone = relative_error(Classifier(content).logits(pictures), reference)
         if alone:  # Zero where nothing of this layer is quantised.
             errors.append(LayerError(layer, own.get(layer, float("nan")), alone))

@@ -20,7 +20,7 @@ from .calibrate import RANGES, sample
 from .files import disk_full, refuse_existing
 from .framing import check_image_sizes
 from .metadata import check_labels
-from .quantize import KINDS, check_kinds
+from .quantize import KINDS, ROUNDINGS, check_kinds
 from .rewriting import REWRITES, at_size, check_rewrites, rewrite, smoothed_channels
 from .saved_model import quiet_tensorflow
 from .sensitivity import LayerError, Relaxation
@@ -39,6 +39,8 @@ class FileOptions:
         labels: Class names in the order of the logits, for the files' metadata.
         batch_size: Pictures per call of a file, >= 1. It is fixed: delegates reject a dynamic one.
         rewrites: Exact rewrites to apply first, names in `vit_keras.export.REWRITES`.
+        rounding: How weights are rounded, a name in `vit_keras.export.ROUNDINGS`; without calibration pictures always
+            to the nearest.
         ranges: How ranges of activations are chosen, a name in `vit_keras.export.RANGES`.
         input_dtype: Type that integer-only files take and give: `"uint8"` or `"int8"` (`int16x8`: `"int16"`), or
             `"float32"` for all kinds; the kind's own if `None`.
@@ -50,6 +52,7 @@ class FileOptions:
     labels: Sequence[str] | None = None
     batch_size: int = 1
     rewrites: Iterable[str] = tuple(REWRITES)
+    rounding: str = "compensated"
     ranges: str = "minmax"
     input_dtype: str | None = None
     output: str = "logits"
@@ -60,7 +63,8 @@ class FileOptions:
             raise ValueError(f"batch_size must be >= 1. Received: batch_size={self.batch_size}")
         object.__setattr__(self, "rewrites", check_rewrites(self.rewrites))
         object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
-        for name, known in (("ranges", tuple(RANGES)), ("output", ("logits", "probabilities"))):
+        known_names = {"rounding": ROUNDINGS, "ranges": RANGES, "output": ("logits", "probabilities")}
+        for name, known in known_names.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}")
 
@@ -90,10 +94,11 @@ def to_tflite(
         model: A Keras model from pictures, float32 `(B, H, W, 3)` with pixels 0 to 255, to logits, `(B, num_classes)`.
         path: The file to write.
         kind: A name in `vit_keras.export.KINDS`.
-        calibration: Batches of pictures, `(B, H, W, 3)`, 0 to 255; needed by the kinds that are calibrated.
+        calibration: Batches of pictures, `(B, H, W, 3)`, 0 to 255; needed by the kinds that are calibrated, of use to
+            all that have integer weights.
         overwrite: Whether to replace a file that is there already.
-        **options: Attributes of `FileOptions`: `labels`, `batch_size`, `rewrites`, `ranges`, `input_dtype`, `output`,
-            `image_sizes`.
+        **options: Attributes of `FileOptions`: `labels`, `batch_size`, `rewrites`, `rounding`, `ranges`, `input_dtype`,
+            `output`, `image_sizes`.
 
     Returns:
         The path. The file has a signature `serving_default`, from `images` to `logits` or `probabilities`, further ones
@@ -198,12 +203,13 @@ def _convert(
     labels = None if options.labels is None else check_labels(options.labels, model.output_shape[-1])
     options.check_input_dtype(kinds)
     calibrated = [kind for kind in kinds if KINDS[kind].calibrated or kind in sensitivity]
+    rounded = options.rounding != "nearest" and any(KINDS[kind].rounds for kind in kinds)
     if calibrated and calibration is None:
         raise ValueError(f"calibration must be given for {', '.join(calibrated)}. Received: calibration=None")
     _refuse_lambdas(model)
     with tempfile.TemporaryDirectory(prefix="vit_keras_") as job:
         pictures = None
-        if calibrated and calibration is not None:
+        if (calibrated or rounded) and calibration is not None:
             pictures = sample(calibration, model.input_shape[1:3])
         if validation is not None:
             np.savez(f"{job}/validation.npz", images=validation[0], labels=validation[1])
@@ -211,6 +217,7 @@ def _convert(
             "batch_size": options.batch_size,
             "name": model.name,
             "labels": labels,
+            "rounding": options.rounding,
             "ranges": options.ranges,
             "input_dtype": options.input_dtype,
             "max_drop": dict(max_drop or {}),
@@ -222,7 +229,7 @@ def _convert(
         description["outliers"] = bool(smoothing)
         signatures = description["signatures"] = [OWN_SIZE]
         _save(lean, pictures, Path(job, OWN_SIZE), options)
-        for size in options.image_sizes:
+        for size in check_image_sizes(options.image_sizes):
             if size != model.input_shape[1:3]:
                 signatures.append(f"serving_{size[0]}x{size[1]}")
                 lean = rewrite(at_size(model, size), options.rewrites, smoothing=smoothing)

@@ -27,6 +27,7 @@ import vit_keras
 from vit_keras import create_model, explain, get_preset
 from vit_keras.export import try_file
 from vit_keras.export.files import free_bytes, remove
+from vit_keras.export.framing import check_image_sizes
 from vit_keras.export.metadata import check_labels
 from vit_keras.export.rewriting import at_size
 
@@ -275,7 +276,7 @@ def _prove(
         image_size = model.input_shape[1:3]
         images = pixels(data.test, image_size)
         artefacts = prove(folder, config, evaluation, images)
-        for size in config.image_sizes:
+        for size in check_image_sizes(config.image_sizes):
             if size != image_size:
                 other = evaluate_model(at_size(model, size), data.test)
                 artefacts += prove(folder, config, other, pixels(data.test, size))

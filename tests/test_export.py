@@ -289,6 +289,33 @@ def test_observed_ranges_are_true_extremes(model, pictures, tmp_path):
     assert (pixels.low.item(), pixels.high.item()) == (pictures[:5].min(), pictures[:5].max())
 
 
+@pytest.mark.parametrize(("kind", "parts"), [("static_int8", 1), ("full_int8", 10)])
+def test_right_operands_of_attention_have_no_zero_point(files, kind, parts):
+    """XNNPACK takes a product of two int8 tensors only so; LiteRT's own kernel is far slower."""
+    classifier = Classifier(files[kind])
+    interpreter = classifier._interpreter
+    details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
+    products = [o for o in interpreter._get_ops_details() if o["op_name"] == "BATCH_MATMUL"]
+    assert len(products) == 4
+    for operator in products:
+        left, right = (details[int(index)] for index in operator["inputs"])
+        assert left["dtype"] == right["dtype"] == np.int8
+        assert right["quantization"][1] == 0
+    assert classifier.operators().delegate_partitions == parts
+
+
+def test_results_of_all_operators(files, pictures):
+    plain, keeping = (Classifier(files["float32"], keep_tensors=keep) for keep in (False, True))
+    np.testing.assert_array_equal(plain.logits(pictures[:3]), keeping.logits(pictures[:3]))
+    tensors = keeping.tensors()
+    assert len(tensors) == plain.operators().total + 4  # Two SPLITs give three results each.
+    np.testing.assert_array_equal(tensors["StatefulPartitionedCall:0"], keeping.logits(pictures[2:3]))
+    softmax = [values for name, values in tensors.items() if "Softmax" in name]
+    assert [values.shape for values in softmax] == [(1, 6, 16, 16)] * 2
+    np.testing.assert_allclose([values.sum(axis=-1) for values in softmax], 1, atol=1e-5)
+    assert keeping.operators().delegate_partitions == 1
+
+
 def test_batches_wrap_around():
     chunks = list(_batches(np.arange(5), 3))
     assert [c.tolist() for c in chunks] == [[0, 1, 2], [3, 4, 0]]

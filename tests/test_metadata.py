@@ -19,7 +19,8 @@ from harness import randomise_zeros
 from vit_keras import create_model
 from vit_keras.export import KINDS, packing, read_labels, to_tflite, with_metadata
 from vit_keras.export.calibrate import observe
-from vit_keras.export.conversion import convert, quantize
+from vit_keras.export.conversion import quantize
+from vit_keras.export.converter import convert
 from vit_keras.export.metadata import check_labels
 from vit_keras.export.tflite import _save
 

@@ -10,7 +10,7 @@ from harness import randomise_zeros
 from vit_keras import create_model
 from vit_keras.export import KINDS, Classifier, to_tflite, to_tflite_within
 from vit_keras.export.calibrate import observe
-from vit_keras.export.conversion import quantize
+from vit_keras.export.conversion import Graph, quantize
 from vit_keras.export.quantize import layer_of, layer_pattern
 from vit_keras.export.sensitivity import Relaxation, layer_errors, layers_of, relative_error, relax
 
@@ -62,7 +62,10 @@ def test_layers_are_found_in_order(float32):
 
 @pytest.mark.parametrize("kind", ["static_int8", "full_int8"])
 def test_errors_of_layers(float32, observed, pictures, kind):
-    errors = {error.layer: error for error in layer_errors(float32, KINDS[kind], observed, pictures[:8], quantize)}
+    errors = {
+        error.layer: error
+        for error in layer_errors(float32, KINDS[kind], pictures[:8], Graph(float32, observed, None).make)
+    }
     if kind == "full_int8":
         assert set(errors) == set(layers_of(float32))
     else:

@@ -1,0 +1,208 @@
+"""Rounding weights so that their errors cancel: each weight's error is made good by those that are rounded after it.
+
+Rounded to the nearest, a product's weights have errors that add up at random. What the product computes on real
+pictures says how an error of one weight can be balanced by others of the same output channel.
+
+Reference:
+    Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
+    (arXiv:2210.17323), in the form of Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
+    Algorithm" (arXiv:2507.18553): from the last column to the first, which needs no inverse.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from .packing import check_model
+from .quantize import Kind
+
+DAMPING = 0.01
+"""Added to the diagonal of the inputs' products, as a share of its mean: directions that no picture shows stay near."""
+ROWS_PER_WEIGHT = 8
+"""Inputs that are looked at for every weight of an output channel, ..."""
+MOST_ROWS = 4096
+"""... and at most, or twice as many as there are weights."""
+_BLOCK = 64
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Product:
+    """A FULLY_CONNECTED or CONV_2D with constant weights.
+
+    Attributes:
+        operator: Its name.
+        inputs: Name of the tensor that it takes.
+        result: Name of the tensor that it gives.
+        weights: Float32 `(out, in)`, a view of the file's content; of a convolution `(out, height * width * in)`.
+        window: Height and width of a convolution whose windows lie side by side, else `None`.
+    """
+
+    operator: str
+    inputs: str
+    result: str
+    weights: np.ndarray
+    window: tuple[int, int] | None
+
+    def rows(self, values: np.ndarray) -> np.ndarray:
+        """Returns what each output of the product is computed from, `(n, in)`."""
+        if self.window is None:
+            return values.reshape(-1, values.shape[-1])
+        (h, w), (n, height, width, channels) = self.window, values.shape
+        values = values[:, : height // h * h, : width // w * w]
+        values = values.reshape(n, height // h, h, width // w, w, channels)
+        return values.transpose(0, 1, 3, 2, 4, 5).reshape(-1, h * w * channels)
+
+
+def products(content: bytes | bytearray) -> Iterator[Product]:
+    """Yields the products of a float32 file. Of a `bytearray` the weights can be written to."""
+    model = check_model(content)
+    graph = model.Subgraphs(0)
+    names = {getattr(schema.BuiltinOperator, name): name for name in ("FULLY_CONNECTED", "CONV_2D")}
+    seen = set()
+    for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        name = names.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()))
+        if name is None:
+            continue
+        inputs, weights, result = (
+            graph.Tensors(int(i)) for i in (operator.Inputs(0), operator.Inputs(1), operator.Outputs(0))
+        )
+        buffer = model.Buffers(weights.Buffer())
+        window = _window(operator, weights) if name == "CONV_2D" else None
+        constant = weights.Type() == schema.TensorType.FLOAT32 and buffer.DataLength() and weights.Buffer() not in seen
+        if constant and (name == "FULLY_CONNECTED" or window):
+            seen.add(weights.Buffer())
+            values = buffer.DataAsNumpy().view("<f4").reshape(weights.Shape(0), -1)
+            yield Product(name, inputs.Name().decode(), result.Name().decode(), values, window)
+
+
+def _window(operator: schema.Operator, weights: schema.Tensor) -> tuple[int, int] | None:
+    """Height and width of a convolution's windows if they lie side by side and cover nothing twice."""
+    options = schema.Conv2DOptions()
+    options.Init(operator.BuiltinOptions().Bytes, operator.BuiltinOptions().Pos)
+    size = weights.Shape(1), weights.Shape(2)
+    beside = size == (options.StrideH(), options.StrideW()) and options.DilationHFactor() == 1
+    return size if beside and options.Padding() == schema.Padding.VALID else None
+
+
+class Rounding:
+    """Rounds the weights of a file for a kind, with what the products take on sample pictures.
+
+    Args:
+        float32: Content of the float32 file.
+    """
+
+    def __init__(self, float32: bytes) -> None:
+        self._products = list(products(float32))
+        self._grams = {product.result: Gram(product.weights.shape[1]) for product in self._products}
+        self._rounded: dict[tuple, np.ndarray] = {}
+
+    def see(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Takes in what the tensors of the float32 file were on one batch of pictures."""
+        for product in self._products:
+            gram = self._grams[product.result]
+            if not gram.full:
+                gram.add(product.rows(tensors[product.inputs]))
+
+    def __call__(self, float32: bytes, kind: Kind) -> bytearray:
+        """Returns the content of the file with the weights that the kind quantises where their integers will be.
+
+        Args:
+            float32: Content of the file that was looked at, or of one with the same products for other pictures.
+            kind: What it is to become.
+        """
+        content = bytearray(float32)
+        for product in products(content):
+            rule = kind.rule_for(product.operator, product.result)
+            if rule is None or rule.weights not in (4, 8) or product.result not in self._grams:
+                continue
+            key = product.result, rule.weights, rule.block
+            if key not in self._rounded:
+                gram = self._grams[product.result].sum()
+                self._rounded[key] = compensated(product.weights, gram, rule.weights, rule.block)
+            product.weights[:] = self._rounded[key]
+        return content
+
+
+class Gram:
+    """The products of a product's inputs, `x.T @ x`, summed over samples.
+
+    Args:
+        size: Weights of an output channel.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._wanted = min(ROWS_PER_WEIGHT * size, max(MOST_ROWS, 2 * size))
+        self._sum = np.zeros((size, size), "float32")
+        self._waiting: list[np.ndarray] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether enough samples were added."""
+        return self._wanted <= 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Adds samples, `(n, size)`."""
+        self._waiting.append(rows)
+        self._wanted -= len(rows)
+        if self.full or sum(map(len, self._waiting)) >= _ROWS_AT_ONCE:  # One large product is faster than many small.
+            self.sum()
+
+    def sum(self) -> np.ndarray:
+        """Returns the sum, `(size, size)`."""
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            self._sum += rows.T @ rows
+            self._waiting = []
+        return self._sum
+
+
+def compensated(weights: np.ndarray, gram: np.ndarray, bits: int, block: int | None = None) -> np.ndarray:
+    """Rounds the weights of a product to multiples of their scales.
+
+    The largest weight of every group that shares a scale keeps its size, so that a quantiser finds the same scale.
+
+    Args:
+        weights: `(out, in)`.
+        gram: Products of the inputs, summed over samples: `x.T @ x`, `(in, in)`.
+        bits: Bits of the integers, 2 to 8, symmetric about zero.
+        block: How many weights of a row share a scale, one that float16 can hold; `None` for one scale per row.
+
+    Returns:
+        float32 `(out, in)`.
+    """
+    gram = gram.astype("float64")
+    diagonal = np.einsum("ii->i", gram)
+    diagonal += DAMPING * diagonal.mean() + 1e-12
+    factor = np.linalg.cholesky(gram)
+    factor /= np.einsum("ii->i", factor).copy()  # Column i: what the errors of later weights ask of weight i.
+    factor = factor.astype("float32")
+    top = 2 ** (bits - 1) - 1
+    errors = np.zeros_like(weights)
+    result = np.empty_like(weights)
+    scale, largest = (None, None) if block else _scale(weights, top)
+    size = weights.shape[1]
+    for start in reversed(range(0, size, block or _BLOCK)):
+        stop = min(start + (block or _BLOCK), size)
+        wanted = weights[:, start:stop] + errors[:, stop:] @ factor[stop:, start:stop]
+        if block:
+            scale, largest = _scale(wanted, top)
+            scale = np.maximum(scale.astype("float16").astype("float32"), 1e-7)
+            largest = largest + start
+        for i in reversed(range(start, stop)):
+            target = wanted[:, i - start] + errors[:, i + 1 : stop] @ factor[i + 1 : stop, i]
+            integer = np.clip(np.rint(target / scale), -top, top)
+            integer = np.where((largest == i) & (target != 0), np.copysign(top, target), integer)
+            result[:, i] = integer * scale
+            errors[:, i] = weights[:, i] - result[:, i]
+    return result
+
+
+def _scale(weights: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scale of every row, and where its largest weight stands."""
+    sizes = np.abs(weights)
+    largest = sizes.argmax(axis=1)
+    return np.maximum(sizes.max(axis=1) / top, 1e-30), largest

@@ -1,0 +1,175 @@
+"""Rounding of weights: errors that cancel, on the grids that the quantiser finds, and nothing else changed."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from harness import randomise_zeros
+
+from vit_keras import create_model
+from vit_keras.export import KINDS, Classifier, to_tflite
+from vit_keras.export.calibrate import observe
+from vit_keras.export.conversion import quantize
+from vit_keras.export.quantize import Kind, Rule
+from vit_keras.export.rounding import Gram, Rounding, compensated, products
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    model = create_model("vit_micro_patch2_8", 4, num_layers=2)
+    randomise_zeros(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Smooth pictures: neighbouring pixels are alike, so that errors can cancel."""
+    coarse = np.random.default_rng(0).uniform(0, 255, (64, 3, 3, 3)).astype("float32")
+    return np.asarray(tf.image.resize(coarse, (8, 8), "bilinear"))
+
+
+@pytest.fixture(scope="module")
+def float32(model, tmp_path_factory):
+    return to_tflite(model, tmp_path_factory.mktemp("float32") / "m.tflite").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def seen(float32, pictures):
+    """Ranges, and what the products of the file took."""
+    rounding = Rounding(float32)
+    return observe(float32, (p[None] for p in pictures), see=rounding.see), rounding
+
+
+def correlated(count: int, size: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(count, 6)) @ rng.normal(size=(6, size)) + 0.1 * rng.normal(size=(count, size))).astype(
+        "f4"
+    )
+
+
+def nearest(weights: np.ndarray, bits: int, block: int | None) -> np.ndarray:
+    groups = weights.reshape(len(weights), -1, block or weights.shape[1])
+    scale = np.abs(groups).max(axis=2, keepdims=True) / (2 ** (bits - 1) - 1)
+    scale = scale.astype("f2").astype("f4") if block else scale
+    return (np.rint(groups / scale) * scale).reshape(weights.shape)
+
+
+@pytest.mark.parametrize(("bits", "block"), [(8, None), (4, None), (4, 32)])
+def test_errors_cancel(bits, block):
+    rng = np.random.default_rng(1)
+    weights, x, other = rng.normal(size=(7, 160)).astype("f4"), correlated(500, 160), correlated(500, 160, seed=0)[::-1]
+    found = compensated(weights, x.T @ x, bits, block)
+    top = 2 ** (bits - 1) - 1
+    groups = found.reshape(7, -1, block or 160)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / top
+    np.testing.assert_allclose(groups / scale, np.rint(groups / scale), atol=2e-3 * top)  # On a grid.
+    assert np.abs(found - weights).max() < 3 * scale.max()
+    if block is None:
+        largest = np.abs(weights).argmax(axis=1)
+        np.testing.assert_allclose(found[range(7), largest], weights[range(7), largest], rtol=1e-6)
+
+    def error(rounded, inputs):
+        return np.square(inputs @ (rounded - weights).T).sum()
+
+    assert error(found, other) < 0.2 * error(nearest(weights, bits, block), other)
+
+
+def test_inputs_that_are_never_there():
+    weights = np.random.default_rng(1).normal(size=(3, 40)).astype("f4")
+    x = correlated(100, 40)
+    x[:, 5:20] = 0
+    found = compensated(weights, x.T @ x, 8)
+    np.testing.assert_allclose(found[:, 5:20], nearest(weights, 8, None)[:, 5:20], atol=1e-6)
+    np.testing.assert_allclose(compensated(weights, np.zeros((40, 40), "f4"), 8), nearest(weights, 8, None), atol=1e-6)
+    assert not compensated(np.zeros((3, 40), "f4"), x.T @ x, 8).any()
+
+
+def test_sums_over_samples():
+    x, gram = correlated(3000, 12), Gram(12)
+    for start in range(0, 3000, 30):
+        if not gram.full:
+            gram.add(x[start : start + 30])
+    np.testing.assert_allclose(gram.sum(), x[:120].T @ x[:120], rtol=1e-4)  # Eight times the weights, in whole batches.
+
+
+def constants(content: bytes) -> dict[str, np.ndarray]:
+    """The weights of a file's products as real numbers, by the name of the product's result."""
+    interpreter = Interpreter(
+        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    interpreter.allocate_tensors()
+    details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
+    found = {}
+    for operator in interpreter._get_ops_details():
+        if operator["op_name"] in ("FULLY_CONNECTED", "CONV_2D"):
+            weights = details[int(operator["inputs"][1])]
+            values = interpreter.get_tensor(weights["index"]).astype("f4")
+            scales = weights["quantization_parameters"]["scales"]
+            result = details[int(operator["outputs"][0])]["name"]
+            found[result] = (values.reshape(len(values), -1) * scales[:, None]) if len(scales) else values
+    return found
+
+
+@pytest.mark.parametrize("kind", ["dynamic_int8", "static_int8", "full_int8", "int16x8"])
+def test_the_quantiser_finds_the_same_integers(float32, seen, kind):
+    observed, rounding = seen
+    rounded = {product.result: product.weights for product in products(rounding(float32, KINDS[kind]))}
+    original = {product.result: product.weights for product in products(float32)}
+    found = constants(quantize(float32, KINDS[kind], observed, rounding))
+    assert len(found) == len(rounded) == 10
+    for name, weights in rounded.items():
+        names = [other for other in found if other.split("_requant")[0].split("_quant")[0].split("_dequant")[0] == name]
+        np.testing.assert_allclose(found[names[0] if names else name], weights, atol=1e-6)
+        assert np.abs(weights - original[name]).max() > 0
+
+
+def test_only_what_a_kind_rounds_is_changed(float32, seen):
+    _, rounding = seen
+    assert rounding(float32, KINDS["float16"]) == float32
+    assert rounding(float32, KINDS["float32"]) == float32
+    one = Kind("one", "", "", (Rule(("FULLY_CONNECTED",), layers="block_0_mlp"),))
+    changed = [
+        new.result
+        for old, new in zip(products(float32), products(rounding(float32, one)), strict=True)
+        if (old.weights != new.weights).any()
+    ]
+    assert len(changed) == 2
+    assert all("block_0_mlp" in name for name in changed)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("int16x8", 0.7), ("int4", 0.5), ("dynamic_int8", 0.9)])
+def test_files_are_nearer_to_the_model(model, pictures, tmp_path, kind, share):
+    exact = model.predict(pictures, verbose=0)
+
+    def error(rounding: str) -> float:
+        file = to_tflite(model, tmp_path / rounding, kind, [pictures], rounding=rounding)
+        return float(np.square(Classifier(file).logits(pictures) - exact).mean() ** 0.5)
+
+    assert error("compensated") < share * error("nearest")
+
+
+def test_without_pictures_weights_are_rounded_to_the_nearest(model, tmp_path):
+    first = to_tflite(model, tmp_path / "a", "dynamic_int8").read_bytes()
+    assert first == to_tflite(model, tmp_path / "b", "dynamic_int8", rounding="nearest").read_bytes()
+    with pytest.raises(ValueError, match="rounding must be one of compensated, nearest"):
+        to_tflite(model, tmp_path / "c", "dynamic_int8", rounding="up")
+
+
+@pytest.mark.parametrize(("strides", "padding", "seen"), [(2, "valid", 1), (2, "same", 0), (1, "valid", 0)])
+def test_convolutions_whose_windows_overlap_are_left(tmp_path, strides, padding, seen):
+    inputs = keras.Input((9, 9, 3))
+    x = keras.layers.Conv2D(4, 2, strides, padding)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    file = to_tflite(model, tmp_path / "m.tflite").read_bytes()
+    found = [product for product in products(file) if product.operator == "CONV_2D"]
+    assert len(found) == seen
+    picture = np.random.default_rng(0).uniform(0, 255, (1, 9, 9, 3)).astype("float32")
+    for product in found:
+        _, bias = model.layers[1].get_weights()
+        rows = product.rows(picture)
+        assert rows.shape == (16, 12)
+        expected = model.layers[1](picture).numpy().reshape(16, 4)
+        np.testing.assert_allclose(rows @ product.weights.T + bias, expected, rtol=1e-4, atol=1e-3)
+    to_tflite(model, tmp_path / "q.tflite", "full_int8", [np.repeat(picture, 4, axis=0)])

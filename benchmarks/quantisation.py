@@ -13,6 +13,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,11 +22,12 @@ import keras
 import numpy as np
 
 import vit_keras
-from vit_keras.export import KINDS, REWRITES, Classifier, Rule, rewrite
+from vit_keras.export import KINDS, REWRITES, Classifier, FileOptions, Rule, rewrite
 from vit_keras.export.calibrate import observe, sample
-from vit_keras.export.conversion import convert, quantize
+from vit_keras.export.conversion import Graph, convert
 from vit_keras.export.quantize import PRODUCTS, Kind
-from vit_keras.export.rewriting import has_outliers
+from vit_keras.export.rewriting import smoothed_channels
+from vit_keras.export.rounding import Rounding
 from vit_keras.export.sensitivity import relative_error
 from vit_keras.export.tflite import _save
 from vit_keras.pipelines import running
@@ -37,6 +39,7 @@ from vit_keras.pipelines.run_folder import RunFolder
 NORMS = Rule(("ADD", "MUL", "MEAN", "RSQRT", "SUB"), activations=16, layers="[_/]norm(_1)?/")
 SUMS = Rule(("ADD",), activations=16, layers="_add|position")
 SOFTMAX = Rule(("SOFTMAX", "BATCH_MATMUL"), activations=16)
+FLOAT_ATTENTION = Rule(("BATCH_MATMUL", "RESHAPE", "SPLIT", "TRANSPOSE"), weights=None)
 
 
 def with_rules(kind: str, *rules: Rule) -> Kind:
@@ -44,30 +47,45 @@ def with_rules(kind: str, *rules: Rule) -> Kind:
     return dataclasses.replace(KINDS[kind], rules=(*KINDS[kind].rules, *rules))
 
 
-def variants() -> Iterator[tuple[str, Kind, tuple[str, ...], str]]:
-    """What is compared: title, kind, rewrites, ranges."""
-    every = tuple(REWRITES)
+@dataclass(frozen=True)
+class Variant:
+    """One file: its title, its kind, and how it is made."""
+
+    title: str
+    kind: Kind
+    rewrites: tuple[str, ...] = tuple(REWRITES)
+    ranges: str = "minmax"
+    rounding: str = "compensated"
+
+
+def variants() -> Iterator[Variant]:
+    """What is compared."""
     for name in ("dynamic_int8", "static_int8", "full_int8", "int16x8", "int4"):
-        yield name, KINDS[name], every, "minmax"
+        yield Variant(name, KINDS[name])
+        yield Variant(f"{name}, weights to the nearest", KINDS[name], rounding="nearest")
     for name in ("static_int8", "full_int8"):
-        yield f"{name}, no rewrites", KINDS[name], (), "minmax"
+        yield Variant(f"{name}, no rewrites", KINDS[name], ())
         for left_out in REWRITES:
-            yield f"{name} without {left_out}", KINDS[name], tuple(r for r in every if r != left_out), "minmax"
+            yield Variant(f"{name} without {left_out}", KINDS[name], tuple(r for r in REWRITES if r != left_out))
         for ranges in ("percentile", "mse"):
-            yield f"{name}, ranges {ranges}", KINDS[name], every, ranges
-    calibrated = Rule(PRODUCTS, activations=8)
-    yield "static_int8, first and last product calibrated", with_rules("static_int8", calibrated), every, "minmax"
-    yield (
-        "static_int8, first block on the fly",
-        with_rules("static_int8", Rule(PRODUCTS, layers="block_0_")),
-        every,
-        "minmax",
-    )
-    yield "full_int8, LayerNorms in int16", with_rules("full_int8", NORMS), every, "minmax"
-    yield "full_int8, residual sums in int16", with_rules("full_int8", SUMS), every, "minmax"
-    yield "full_int8, both in int16", with_rules("full_int8", NORMS, SUMS), every, "minmax"
-    yield "full_int8, softmax and its products in int16", with_rules("full_int8", SOFTMAX), every, "minmax"
-    yield "full_int8, all of these in int16", with_rules("full_int8", NORMS, SUMS, SOFTMAX), every, "minmax"
+            yield Variant(f"{name}, ranges {ranges}", KINDS[name], ranges=ranges)
+    further = {
+        "static_int8": {
+            "attention in float": (FLOAT_ATTENTION,),
+            "first and last product calibrated": (Rule(PRODUCTS, activations=8),),
+            "first block on the fly": (Rule(PRODUCTS, layers="block_0_"),),
+        },
+        "full_int8": {
+            "LayerNorms in int16": (NORMS,),
+            "residual sums in int16": (SUMS,),
+            "both in int16": (NORMS, SUMS),
+            "softmax and its products in int16": (SOFTMAX,),
+            "all of these in int16": (NORMS, SUMS, SOFTMAX),
+        },
+    }
+    for name, changes in further.items():
+        for title, rules in changes.items():
+            yield Variant(f"{name}, {title}", with_rules(name, *rules))
 
 
 def plant(folder: Path) -> None:
@@ -118,16 +136,19 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     files: dict[tuple[str, ...], tuple[bytes, bool]] = {}
-    for title, kind, rewrites, ranges in variants():
-        if rewrites not in files:
+    for variant in variants():
+        if variant.rewrites not in files:
             with tempfile.TemporaryDirectory() as job:
-                lean = rewrite(model, rewrites, calibration)
-                _save(lean, job, 1)
-                files[rewrites] = convert(job), has_outliers(lean)
-        float32, outliers = files[rewrites]
-        kind = kind.for_outliers() if outliers and "in int16" not in title else kind
-        observed = observe(float32, (p[None] for p in calibration), ranges)
-        logits = Classifier(quantize(float32, kind, observed)).logits(images).astype("float64")
+                lean = rewrite(model, variant.rewrites, calibration)
+                _save(lean, None, Path(job, "graph"), FileOptions())
+                files[variant.rewrites] = convert(Path(job, "graph", "saved_model")), bool(smoothed_channels(lean))
+        float32, outliers = files[variant.rewrites]
+        kind = variant.kind.for_outliers() if outliers and "in int16" not in variant.title else variant.kind
+        rounding = Rounding(float32) if variant.rounding == "compensated" else None
+        see = rounding.see if rounding else None
+        observed = observe(float32, (p[None] for p in calibration), variant.ranges, see)
+        graph = Graph(float32, observed, rounding)
+        logits = Classifier(graph.make(kind)).logits(images).astype("float64")
         cosine = (logits * exact).sum(1) / np.linalg.norm(logits, axis=1) / np.linalg.norm(exact, axis=1)
         guesses = logits.argmax(axis=1)
         cells = (
@@ -137,7 +158,7 @@ def main() -> None:
             f"{cosine.mean():.5f}",
             f"{cosine.min():.5f}",
         )
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {variant.title} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")

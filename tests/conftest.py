@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+from harness import randomise_zeros
 
+from vit_keras import create_model
 from vit_keras.pipelines.config import AugmentConfig, FitConfig, RunConfig
 
 SHORT = {
@@ -24,6 +27,29 @@ SHORT = {
 def seed():
     """Every test draws the same numbers, alone or among others."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A small classifier of 8x8 pictures, four classes and random weights: look, do not touch."""
+    keras.utils.set_random_seed(0)
+    model = create_model("vit_micro_patch2_8", 4, num_layers=2)
+    randomise_zeros(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def pictures() -> np.ndarray:
+    """Pictures of noise for it."""
+    return np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype("float32")
+
+
+@pytest.fixture(scope="session")
+def float32(model, tmp_path_factory) -> bytes:
+    """The content of its float32 file."""
+    from vit_keras.export import to_tflite
+
+    return to_tflite(model, tmp_path_factory.mktemp("float32") / "m.tflite").read_bytes()
 
 
 @pytest.fixture(scope="session")

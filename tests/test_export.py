@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from harness import randomise_zeros
 
 from vit_keras import create_model, load_model
 from vit_keras.export import (
@@ -22,19 +21,6 @@ from vit_keras.export.conversion import _batches
 from vit_keras.export.files import replacing
 from vit_keras.export.verification import wilson_interval
 from vit_keras.weights import resize
-
-
-@pytest.fixture(scope="module")
-def model():
-    keras.utils.set_random_seed(0)
-    model = create_model("vit_micro_patch2_8", 4, num_layers=2)
-    randomise_zeros(model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype("float32")
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +97,19 @@ def test_input_and_output_types(files, kind, dtype):
         np.testing.assert_allclose(image["quantization"], (1, 0))  # The bytes of a picture go in as they are.
 
 
+@pytest.fixture(scope="module")
+def files_of_sizes(model, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sizes")
+    paths = {kind: folder / f"{kind}.tflite" for kind in KINDS}
+    options = {"image_sizes": [8, 12, (8, 16)], "labels": ["a", "b", "ç", "d e"]}
+    return to_tflite_files(model, paths, [pictures[:32]], **options)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_picture_sizes(model, pictures, files, tmp_path, kind):
+def test_several_picture_sizes(model, pictures, files, files_of_sizes, kind):
     from ai_edge_litert.interpreter import Interpreter
 
-    sizes = [8, 12, (8, 16)]
-    options = {"image_sizes": sizes, "labels": ["a", "b", "ç", "d e"]}
-    file = to_tflite(model, tmp_path / "a.tflite", kind, [pictures[:32]], **options)
+    file = files_of_sizes[kind]
     names = ["serving_default", "serving_12x12", "serving_8x16"]
     assert list(Interpreter(str(file)).get_signature_list()) == names
     assert read_labels(file) == ("a", "b", "ç", "d e")

@@ -22,7 +22,7 @@ from vit_keras.export.calibrate import observe
 from vit_keras.export.conversion import quantize
 from vit_keras.export.converter import convert
 from vit_keras.export.metadata import check_labels
-from vit_keras.export.tflite import _save
+from vit_keras.export.tflite import FileOptions, _save
 
 LABELS = ("Käuzchen", "snow owl", "貓", "crane", "crane")
 RAW = ("float32", "dynamic_int8", "full_int8")
@@ -34,10 +34,10 @@ def raw(tmp_path_factory) -> dict[str, bytes]:
     keras.utils.set_random_seed(0)
     model = create_model("vit_mini_patch4_28", len(LABELS), num_layers=3)
     randomise_zeros(model)
-    folder = str(tmp_path_factory.mktemp("raw") / "saved")
-    _save(model, folder, 1)
+    folder = tmp_path_factory.mktemp("raw") / "graph"
+    _save(model, None, folder, FileOptions())
     pictures = [np.random.default_rng(0).integers(0, 256, (1, 28, 28, 3)).astype("float32") for _ in range(4)]
-    float32 = convert(folder)
+    float32 = convert(str(folder / "saved_model"))
     observed = observe(float32, pictures)
     return {"float32": float32} | {k: quantize(float32, KINDS[k], observed) for k in RAW[1:]}
 
@@ -236,8 +236,8 @@ def test_what_cannot_be_moved_is_refused():
     operator.largeCustomOptionsOffset = 1000
     with pytest.raises(ValueError, match="builtin operators only"):
         with_metadata(packed(model))
-    model.subgraphs = [graph, graph]
-    with pytest.raises(ValueError, match="2 graphs, 1 inputs"):
+    graph.inputs = [0, 0]
+    with pytest.raises(ValueError, match="2 inputs, 1 outputs"):
         with_metadata(packed(model))
 
 

@@ -23,7 +23,7 @@ from vit_keras import create_model, load_model, weights
 from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels
 from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
-from vit_keras.pipelines import exporting, running
+from vit_keras.pipelines import cli, exporting, running
 from vit_keras.pipelines.config import ExportConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.prediction import predict
 from vit_keras.pipelines.run_folder import RunFolder, read_config
@@ -420,3 +420,22 @@ def test_a_model_of_other_classes_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"three\.keras must give scores of the 10 classes of digits"):
         running.export_model(tmp_path / "three.keras", RunConfig())
     assert not (tmp_path / "three").exists()
+
+
+def test_export_for_several_picture_sizes(run_copy, capsys):
+    flags = ["--kinds", "float32,static_int8", "--image_sizes", "[12,[8,16]]", "--saved_model", "false", "--overwrite"]
+    assert cli.main(["export", str(run_copy), *flags]) == 0
+    report = json.loads((run_copy / "report.json").read_text())
+    sizes = [[8, 8], [12, 12], [8, 16]]
+    assert [a["image_size"] for a in report["artefacts"]] == [size for size in sizes for _ in range(2)]
+    for artefact in report["artefacts"]:
+        assert artefact["agreement"] > 0.97
+        if artefact["kind"] == "float32":
+            assert artefact["max_abs_logit_error"] < 1e-4
+    own, larger = report["artefacts"][0], report["artefacts"][2]
+    assert own["file"] == larger["file"]
+    assert larger["accuracy"] < own["accuracy"]  # It was not trained for this size; it is held against itself there.
+    assert larger["latency_ms"]["p50"] > own["latency_ms"]["p50"]
+    shown = capsys.readouterr().out
+    assert "static_int8 12x12" in shown
+    assert "static_int8 8x16" in (run_copy / "report.html").read_text()

@@ -5,32 +5,12 @@ import re
 import keras
 import numpy as np
 import pytest
-from harness import randomise_zeros
 
-from vit_keras import create_model
 from vit_keras.export import KINDS, Classifier, to_tflite, to_tflite_within
 from vit_keras.export.calibrate import observe
 from vit_keras.export.conversion import Graph, quantize
 from vit_keras.export.quantize import layer_of, layer_pattern
 from vit_keras.export.sensitivity import Relaxation, layer_errors, layers_of, relative_error, relax
-
-
-@pytest.fixture(scope="module")
-def model():
-    keras.utils.set_random_seed(0)
-    model = create_model("vit_micro_patch2_8", 4, num_layers=2)
-    randomise_zeros(model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype("float32")
-
-
-@pytest.fixture(scope="module")
-def float32(model, tmp_path_factory):
-    return to_tflite(model, tmp_path_factory.mktemp("float32") / "m.tflite").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -110,9 +110,14 @@ class Classifier:
         return _real(self._scores, self._output)[: len(pictures)]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Returns what every operator gave in the last run, by tensor name, as real numbers, in no certain order."""
+        """Returns what every operator gave in the last run, by tensor name, as real numbers, in no certain order.
+
+        Integers that stand for no real number, such as indices, are left out.
+        """
         return {
-            detail["name"]: _real(self._interpreter.get_tensor(detail["index"]), detail) for detail in self._results
+            detail["name"]: _real(self._interpreter.get_tensor(detail["index"]), detail)
+            for detail in self._results
+            if np.dtype(detail["dtype"]).kind == "f" or detail["quantization"][0]
         }
 
     def float_operators(self) -> dict[str, list[str]]:

@@ -104,7 +104,7 @@ class Rounding:
         """Takes in what the tensors of the float32 file were on one batch of pictures."""
         for product in self._products:
             gram = self._grams[product.result]
-            if not gram.full:
+            if product.inputs in tensors and not gram.full:
                 gram.add(product.rows(tensors[product.inputs]))
 
     def __call__(self, float32: bytes, kind: Kind) -> bytearray:

@@ -308,6 +308,23 @@ def test_results_of_all_operators(files, pictures):
     assert keeping.operators().delegate_partitions == 1
 
 
+def test_integers_in_a_float_file_are_no_activations(tmp_path):
+    """A model from elsewhere may compute with integers: they have no range."""
+    inputs = keras.Input((4, 4, 3))
+    means = keras.layers.GlobalAveragePooling2D()(inputs)
+    steps = keras.ops.cast(keras.ops.cast(means / 10, "int32"), "float32")
+    model = keras.Model(inputs, keras.layers.Dense(5)(keras.ops.concatenate([means, steps], axis=-1)))
+    shown = np.random.default_rng(0).uniform(0, 255, (9, 4, 4, 3)).astype("float32")
+    classifier = Classifier(to_tflite(model, tmp_path / "a.tflite").read_bytes(), keep_tensors=True)
+    classifier.logits(shown[:1])
+    assert classifier.operators().names["CAST"] == 2
+    assert len(classifier.tensors()) == classifier.operators().total - 1
+    exact = model.predict(shown, verbose=0)
+    for kind in ("static_int8", "dynamic_int8"):
+        found = Classifier(to_tflite(model, tmp_path / kind, kind, [shown])).logits(shown)
+        assert np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+
+
 def test_batches_wrap_around():
     chunks = list(_batches(np.arange(5), 3))
     assert [c.tolist() for c in chunks] == [[0, 1, 2], [3, 4, 0]]

@@ -150,7 +150,9 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding
             _apply(quantizer, operator, rule)
     if kind.integer_only:
         _set_ends(quantizer, kind.input_dtype)
-    ranges = {name: {"min": o.low, "max": o.high} for name, o in observed.items()} if kind.calibrated else None
+    ranges, room = None, kind.headroom
+    if kind.calibrated:
+        ranges = {name: {"min": o.low * room, "max": o.high * room} for name, o in observed.items()}
     return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
 
 

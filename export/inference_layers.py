@@ -1,6 +1,7 @@
 """The layers that a rewritten model is made of: what is left of ours when a model does nothing but predict."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from vit_keras.layers.blocks import gelu
@@ -65,61 +66,121 @@ class InferenceNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("vit_keras")
 class InferenceAttention(keras.layers.Layer):
-    """Multi-head self-attention for prediction: queries of the first tokens only, if no more are needed.
+    """Multi-head self-attention for prediction.
 
     Tokens keep their batch axis throughout: GPU delegates refuse a graph whose batch changes on the way.
 
     Args:
         num_heads: Number of heads H, >= 1; must divide the width D of the input.
-        num_queries: How many tokens ask, from the first; all if `None`.
         scale_queries: Whether queries are multiplied by `(D/H)**-0.5` here; not where their product is scaled.
 
     Call arguments:
         x: Tokens, `(B, N, D)`.
 
     Returns:
-        `(B, num_queries, D)`.
+        `(B, N, D)`.
 
     Reference:
         Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8.
     """
 
-    def __init__(self, num_heads: int, num_queries: int | None = None, scale_queries: bool = True, **kwargs) -> None:
+    def __init__(self, num_heads: int, scale_queries: bool = True, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.scale_queries = scale_queries
+
+    def build(self, input_shape) -> None:
+        # Three products, not one: each of queries, keys and values has a range of its own in integers.
+        self.query, self.key, self.value, self.out = (
+            keras.layers.Dense(input_shape[-1], dtype=self.dtype_policy, name=name)
+            for name in ("query", "key", "value", "out")
+        )
+        for product in (self.query, self.key, self.value, self.out):
+            product.build(input_shape)
+
+    def call(self, x):
+        tokens, dim = x.shape[1], x.shape[2]
+        query, key, value = self.query(x), self.key(x), self.value(x)  # (B, N, D)
+        if self.scale_queries:
+            query = query * (dim // self.num_heads) ** -0.5
+        query = ops.transpose(self._heads(query), (0, 2, 1, 3))  # (B, H, N, D/H)
+        key = ops.transpose(self._heads(key), (0, 2, 3, 1))  # (B, H, D/H, N)
+        value = ops.transpose(self._heads(value), (0, 2, 1, 3))  # (B, H, N, D/H)
+        y = ops.matmul(ops.softmax(ops.matmul(query, key), axis=-1), value)  # (B, H, N, D/H)
+        return self.out(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, tokens, dim)))
+
+    def _heads(self, x):
+        return ops.reshape(x, (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads))
+
+    def token_kernel(self) -> np.ndarray:
+        """Returns what multiplies the tokens, `(D, 3D)`."""
+        return np.concatenate([product.get_weights()[0] for product in (self.query, self.key, self.value)], axis=1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "num_heads": self.num_heads, "scale_queries": self.scale_queries}
+
+
+@keras.saving.register_keras_serializable("vit_keras")
+class InferenceReadout(keras.layers.Layer):
+    """What `InferenceAttention` gives for the first tokens, without the keys and values of all of them.
+
+    A head's score is `q @ (x @ W_k).T = (q @ W_k.T) @ x.T`, its result `softmax @ (x @ W_v) = (softmax @ x) @ W_v`.
+    For few queries the right sides are less work: the products with `W_k` and `W_v` take a row for each query and head
+    instead of one for each token.
+
+    Args:
+        num_heads: Number of heads H, >= 1; must divide the width D of the input.
+        num_queries: How many tokens ask, from the first: Q >= 1.
+        scale_queries: Whether queries are multiplied by `(D/H)**-0.5` here; not where their product is scaled.
+
+    Call arguments:
+        x: Tokens, `(B, N, D)`.
+
+    Returns:
+        `(B, Q, D)`.
+
+    Reference:
+        Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8.
+    """
+
+    def __init__(self, num_heads: int, num_queries: int, scale_queries: bool = True, **kwargs) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_queries = num_queries
         self.scale_queries = scale_queries
 
     def build(self, input_shape) -> None:
-        dim = input_shape[-1]
-        parts = {"query": 1, "key_value": 2} if self.num_queries else {"qkv": 3}
-        self.products = [keras.layers.Dense(n * dim, dtype=self.dtype_policy, name=name) for name, n in parts.items()]
-        self.out = keras.layers.Dense(dim, dtype=self.dtype_policy, name="out")
-        for product in (*self.products, self.out):
+        self.query, self.key, self.value, self.out = (
+            # The keys' bias, the same for all scores of a query, the softmax cancels.
+            keras.layers.Dense(input_shape[-1], use_bias=name != "key", dtype=self.dtype_policy, name=name)
+            for name in ("query", "key", "value", "out")
+        )
+        for product in (self.query, self.key, self.value, self.out):
             product.build(input_shape)
 
     def call(self, x):
-        tokens, dim = x.shape[1], x.shape[2]
-        queries = self.num_queries or tokens
-        if self.num_queries:
-            query = self.products[0](x[:, :queries])  # (B, Q, D)
-            key, value = ops.split(self.products[1](x), 2, axis=-1)  # (B, N, D)
-        else:
-            query, key, value = ops.split(self.products[0](x), 3, axis=-1)
+        dim, heads, queries = x.shape[2], self.num_heads, self.num_queries
+        own_channels = np.repeat(np.eye(heads, dtype="float32"), dim // heads, axis=1)  # (H, D)
+        query = self.query(x[:, :queries])  # (B, Q, D)
         if self.scale_queries:
-            query = query * (dim // self.num_heads) ** -0.5
-        query = ops.transpose(self._heads(query, queries), (0, 2, 1, 3))  # (B, H, Q, D/H)
-        key = ops.transpose(self._heads(key, tokens), (0, 2, 3, 1))  # (B, H, D/H, N)
-        value = ops.transpose(self._heads(value, tokens), (0, 2, 1, 3))  # (B, H, N, D/H)
-        y = ops.matmul(ops.softmax(ops.matmul(query, key), axis=-1), value)  # (B, H, Q, D/H)
-        return self.out(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, queries, dim)))  # (B, Q, D)
+            query = query * (dim // heads) ** -0.5
+        query = ops.reshape(query, (-1, queries, 1, dim)) * own_channels  # (B, Q, H, D)
+        query = self.key(ops.reshape(query, (-1, queries * heads, dim)))  # (B, QH, D)
+        weights = ops.softmax(ops.matmul(query, ops.transpose(x, (0, 2, 1))), axis=-1)  # (B, QH, N)
+        y = self.value(ops.matmul(weights, x))  # (B, QH, D)
+        y = ops.reshape(y, (-1, queries, heads, dim)) * own_channels
+        return self.out(ops.sum(y, axis=2))  # (B, Q, D)
 
-    def _heads(self, x, tokens: int):
-        return ops.reshape(x, (-1, tokens, self.num_heads, x.shape[-1] // self.num_heads))
+    def token_kernel(self) -> np.ndarray:
+        """Returns what multiplies the tokens, `(D, 3D)`; the kernel of `key` itself is `W_k.T`."""
+        query, key, value = (product.get_weights()[0] for product in (self.query, self.key, self.value))
+        return np.concatenate([query, key.T, value], axis=1)
 
     def compute_output_shape(self, input_shape):
-        batch, tokens, dim = input_shape
-        return batch, self.num_queries or tokens, dim
+        return input_shape[0], self.num_queries, input_shape[2]
 
     def get_config(self) -> dict:
         return {
@@ -161,6 +222,10 @@ class InferenceMLP(keras.layers.Layer):
 
     def call(self, x):
         return self.contract(gelu(self.expand(x), self.approximate_gelu))
+
+    def token_kernel(self) -> np.ndarray:
+        """Returns what multiplies the tokens, `(D, mlp_dim)`."""
+        return self.expand.get_weights()[0]
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -76,6 +76,11 @@ class Kind:
         return any(rule.activations for rule in self.rules)
 
     @property
+    def headroom(self) -> float:
+        """How much wider than on the sample pictures a range is: 16 bits have room for what these did not show."""
+        return 1.5 if self.rules and all(rule.activations == 16 for rule in self.rules) else 1.0
+
+    @property
     def rounds(self) -> bool:
         """Whether weights are rounded to integers."""
         return any(rule.weights in (4, 8) for rule in self.rules)

@@ -5,12 +5,11 @@ are; what is nested in them is laid flat.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import keras
 import numpy as np
+from keras import ops
 
 from vit_keras.layers import (
     AttentionPooling,
@@ -19,16 +18,14 @@ from vit_keras.layers import (
     LearnedPositionEmbedding,
     PatchEmbedding,
     PrefixTokens,
-    Sincos1DPositionEmbedding,
-    Sincos2DPositionEmbedding,
-    StochasticDepth,
     TokenSlice,
     TransformerBlock,
 )
 from vit_keras.messages import nearest
 from vit_keras.weights import resize
 
-from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization
+from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization, InferenceReadout
+from .structure import Stream, flatten, inline
 
 logger = logging.getLogger(__name__)
 
@@ -40,30 +37,14 @@ REWRITES: dict[str, str] = {
     "affine": "gamma and beta of LayerNorms move into the products after them",
     "centring": "all that adds to the residual stream is made mean-free, so that LayerNorms need no mean",
     "biases": "the keys' bias, which the softmax cancels, is left out; the values' moves into the attention's output",
+    "prefix": "the first LayerNorm leaves out class and register tokens, of which its results are constants",
     "smoothing": "where a channel stands out, LayerNorm's results and the product after them share its size",
-    "last_block": "the last block computes only the tokens that are pooled",
+    "last_block": "the last block computes only the tokens that are pooled, and no keys and values of the others",
 }
 """The rewrites, in the order in which they are applied, and what each does."""
 
 OUTLIER = 5.0
 """How many times as large as the median a channel is that stands out: without one, nothing is smoothed."""
-
-_POSITIONS = (LearnedPositionEmbedding, Sincos1DPositionEmbedding, Sincos2DPositionEmbedding)
-_TRAINING_ONLY = (
-    StochasticDepth,
-    keras.layers.AlphaDropout,
-    keras.layers.Dropout,
-    keras.layers.GaussianDropout,
-    keras.layers.GaussianNoise,
-    keras.layers.RandomBrightness,
-    keras.layers.RandomContrast,
-    keras.layers.RandomFlip,
-    keras.layers.RandomRotation,
-    keras.layers.RandomTranslation,
-    keras.layers.RandomZoom,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-)
 
 Product = tuple[np.ndarray, np.ndarray]
 """Kernel, `(in, out)`, and bias, `(out,)`, of a dense layer."""
@@ -122,157 +103,6 @@ def at_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
     return resize(flatten(model, own_norms=False), image_size)
 
 
-# Laying flat
-
-
-def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
-    """Copies a model into one flat functional float32 model, without layers that only training needs.
-
-    Args:
-        model: A functional or sequential model.
-        own_norms: Whether Keras's LayerNorms over the last axis become ours, which have no NEG operator.
-    """
-    copies: dict[int, keras.layers.Layer] = {}
-    names: set[str] = set()
-
-    def call(layer, *args, **kwargs):
-        if isinstance(layer, (keras.Sequential, keras.src.models.Functional)):
-            return _inline(layer, args[0] if args else kwargs["inputs"], call)
-        if isinstance(layer, _TRAINING_ONLY):
-            return args[0]
-        if not isinstance(layer, keras.layers.Layer):
-            return layer(*args, **kwargs)
-        fresh = id(layer) not in copies
-        if fresh:
-            name = layer.name
-            while name in names:
-                name += "_"
-            names.add(name)
-            copies[id(layer)] = _norm_of(layer, name) if own_norms and _is_plain_norm(layer) else _copy_of(layer, name)
-        outputs = copies[id(layer)](*args, **kwargs)
-        if fresh:
-            copies[id(layer)].set_weights(layer.get_weights())
-        return outputs
-
-    inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype="float32", name="images")
-    return keras.Model(inputs, _inline(model, inputs, call), name=model.name)
-
-
-def _copy_of(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
-    return layer.__class__.from_config({**layer.get_config(), "dtype": "float32", "name": name})
-
-
-def _is_plain_norm(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is Keras's LayerNormalization over the last axis, with gamma and beta."""
-    if type(layer) is not keras.layers.LayerNormalization or getattr(layer, "rms_scaling", False):
-        return False
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    return axes in ([-1], [len(layer.input.shape) - 1]) and layer.scale and layer.center
-
-
-def _norm_of(layer: keras.layers.LayerNormalization, name: str) -> InferenceNormalization:
-    return InferenceNormalization(layer.epsilon, name=name)
-
-
-def _inline(model: keras.Model, inputs, call: Callable[..., Any]):
-    """Runs symbolic inputs through a model with `call` in place of each layer's call."""
-    if isinstance(model, keras.Sequential):
-        for layer in model.layers:
-            inputs = call(layer, inputs)
-        return inputs
-    inputs = keras.tree.pack_sequence_as(model.input, keras.tree.flatten(inputs))
-    # What `clone_model` itself calls; its result, a model, would cut a nested model off from the layers before it.
-    return model._run_through_graph(inputs, operation_fn=lambda layer: layer, call_fn=call)
-
-
-# What the rewrites may assume
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The residual stream of a flat model, found from its layers.
-
-    Attributes:
-        layers: Names of the layers on it, from the patch embedding to the last block.
-        norm: Name of the LayerNorm at its end.
-        readers: Names of the dense and pooling layers that read what the last LayerNorm gives; empty if others do too.
-        num_read: How many tokens, from the first, are read after the last block; `None` for all.
-        rescaling: Name of the layer that normalises pictures before the patch embedding, if there is one.
-    """
-
-    layers: tuple[str, ...]
-    norm: str
-    readers: tuple[str, ...]
-    num_read: int | None
-    rescaling: str | None
-
-    @classmethod
-    def of(cls, model: keras.Model) -> "Stream | None":
-        """Finds the stream, or returns `None` where a model has none, or other layers read from the middle of it."""
-        graph = _Graph(model)
-        starts = [layer for layer in model.layers if isinstance(layer, PatchEmbedding)]
-        if len(starts) != 1:
-            return None
-        names, layer = [], starts[0]
-        while isinstance(layer, (PatchEmbedding, PrefixTokens, TransformerBlock, *_POSITIONS)):
-            names.append(layer.name)
-            readers = graph.readers(layer)
-            if len(readers) != 1:
-                return None
-            layer = readers[0]
-        if not isinstance(layer, LayerNormalization) or not any(
-            isinstance(model.get_layer(name), TransformerBlock) for name in names
-        ):
-            return None
-        before = graph.writer(starts[0])
-        alone = isinstance(before, keras.layers.Rescaling) and len(graph.readers(before)) == 1
-        return cls(
-            tuple(names), layer.name, graph.linear_readers(layer), graph.num_read(layer), before.name if alone else None
-        )
-
-
-class _Graph:
-    """Who reads from whom in a flat model."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self._writers: dict[int, Any] = {}
-        self._readers: dict[int, list[Any]] = {}
-        self._outputs = {id(tensor) for tensor in model.outputs}
-        for operation in model.operations:
-            node = operation._inbound_nodes[-1] if operation._inbound_nodes else None
-            for tensor in keras.tree.flatten(operation.output):
-                self._writers[id(tensor)] = operation
-            for tensor in node.input_tensors if node else ():
-                self._readers.setdefault(id(tensor), []).append(operation)
-
-    def readers(self, layer) -> list[Any]:
-        """The layers that take what a layer gives; `None` stands for the model's own output."""
-        tensor = layer.output
-        return self._readers.get(id(tensor), []) + [None] * (id(tensor) in self._outputs)
-
-    def writer(self, layer) -> Any:
-        return self._writers.get(id(layer.input))
-
-    def linear_readers(self, norm) -> tuple[str, ...]:
-        """Names of the products that a LayerNorm ends in through layers that commute with its gamma and beta."""
-        found, stack = [], self.readers(norm)
-        while stack:
-            layer = stack.pop()
-            if isinstance(layer, (TokenSlice, keras.layers.Reshape, keras.layers.GlobalAveragePooling1D)):
-                stack += self.readers(layer)
-            elif isinstance(layer, (keras.layers.Dense, AttentionPooling)):
-                found.append(layer.name)
-            else:
-                return ()
-        return tuple(found)
-
-    def num_read(self, norm) -> int | None:
-        slices = self.readers(norm)
-        if all(isinstance(s, TokenSlice) and s.stop for s in slices):
-            return max(s.stop for s in slices)
-        return None
-
-
 # Folding, in float64
 
 
@@ -324,15 +154,13 @@ def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[st
     for name, layer in layers.items():
         if isinstance(layer, InferenceNormalization) and not layer.affine:
             after = layers.get(name.removesuffix("_norm"))
-            if isinstance(after, InferenceAttention):
-                kernels[name] = np.concatenate([product.get_weights()[0] for product in after.products], axis=1)
-            elif isinstance(after, InferenceMLP):
-                kernels[name] = after.expand.get_weights()[0]
+            if isinstance(after, (InferenceAttention, InferenceReadout, InferenceMLP)):
+                kernels[name] = after.token_kernel()
     sizes = {name: np.ones(len(kernel)) for name, kernel in kernels.items()}
     if pictures is not None and kernels:
-        probe = keras.Model(lean.inputs, [layers[name].output for name in kernels])
-        results = [np.asarray(result) for result in keras.tree.flatten(probe.predict(pictures[:32], verbose=0))]
-        sizes = {name: np.abs(result).max(axis=(0, 1)) for name, result in zip(kernels, results, strict=True)}
+        probe = keras.Model(lean.inputs, [ops.max(ops.abs(layers[name].output), axis=1) for name in kernels])
+        results = keras.tree.flatten(probe.predict(pictures[:32], batch_size=4, verbose=0))
+        sizes = {name: result.max(axis=0) for name, result in zip(kernels, results, strict=True)}
     factors = {}
     for name, kernel in kernels.items():
         result, weight = (size / max(np.median(size), 1e-12) for size in (sizes[name], np.abs(kernel).max(axis=1)))
@@ -369,10 +197,12 @@ class _Emitter:
         norm = flat.get_layer(stream.norm)
         self.fold_last_affine = "affine" in names and bool(stream.readers)
         self.last_affine = _weights(norm) if self.fold_last_affine else []
+        self.prefix = np.zeros((1, 0, norm.gamma.shape[0]))  # Tokens that are still to be put before the patches.
+        self.prefix_name = ""
 
     def model(self) -> keras.Model:
         inputs = keras.Input(batch_shape=self.flat.inputs[0].shape, name="images")
-        return keras.Model(inputs, _inline(self.flat, inputs, self._call), name=self.flat.name)
+        return keras.Model(inputs, inline(self.flat, inputs, self._call), name=self.flat.name)
 
     def _call(self, layer, *args, **kwargs):
         x = args[0] if args else None
@@ -418,11 +248,18 @@ class _Emitter:
     def _added(self, layer, x):
         """Prefix tokens and positions: constants that join the stream."""
         if isinstance(layer, PrefixTokens):
-            copy, (values,) = PrefixTokens(layer.num_tokens, name=layer.name), _weights(layer)
-        else:
-            values = np.asarray(_weights(layer)[0] if layer.weights else layer.position, "float64")
-            copy = LearnedPositionEmbedding((1, values.shape[1]), name=layer.name)
-        return self._emit(copy, x, [self._centred(values)])
+            (values,) = map(self._centred, _weights(layer))
+            if "prefix" not in self.names:
+                return self._put_before(values, x, layer.name)
+            self.prefix, self.prefix_name = np.concatenate([values, self.prefix], axis=1), layer.name
+            return x
+        values = self._centred(np.asarray(_weights(layer)[0] if layer.weights else layer.position, "float64"))
+        of_prefix, of_patches = np.split(values, [self.prefix.shape[1]], axis=1)
+        self.prefix = self.prefix + of_prefix
+        return self._emit(LearnedPositionEmbedding((1, of_patches.shape[1]), name=layer.name), x, [of_patches])
+
+    def _put_before(self, tokens: np.ndarray, x, name: str):
+        return self._emit(PrefixTokens(tokens.shape[1], name=name), x, [tokens])
 
     def _norm(self, layer: LayerNormalization, x, fold_affine: bool):
         factors = self.smoothing.get(_path(layer))
@@ -432,6 +269,13 @@ class _Emitter:
         if factors is not None:
             return self._emit(copy, x, [factors])
         return self._emit(copy, x, () if fold_affine else _weights(layer))
+
+    def _normalised(self, layer: LayerNormalization, fold_affine: bool) -> np.ndarray:
+        """What `_norm` gives for the prefix."""
+        tokens = centred(self.prefix)
+        tokens = tokens / np.sqrt(np.square(tokens).mean(axis=-1, keepdims=True) + layer.epsilon)
+        gamma, beta = (1, 0) if fold_affine else _weights(layer)
+        return (tokens * gamma + beta) * self.smoothing.get(_path(layer), 1)
 
     def _block(self, block: TransformerBlock, x):
         attention, mlp = block.attention, block.mlp
@@ -456,16 +300,19 @@ class _Emitter:
             keep = self.stream.num_read
         qkv = self._smoothed(qkv, block.attention_norm)
         expand = self._smoothed(expand, block.mlp_norm)
-        products = [*qkv]
-        if keep:
-            products = [part for n in (slice(dim), slice(dim, None)) for part in (qkv[0][:, n], qkv[1][n])]
 
         y = self._norm(block.attention_norm, x, affine)
-        y = self._emit(
-            InferenceAttention(attention.num_heads, keep, "query_scale" not in self.names, name=_path(attention)),
-            y,
-            [*products, *out],
-        )
+        if self.prefix.size:
+            y = self._put_before(self._normalised(block.attention_norm, affine), y, f"{block.name}_attention_prefix")
+            x = self._put_before(self.prefix, x, self.prefix_name)
+            self.prefix = self.prefix[:, :0]
+        heads, scale_queries, name = attention.num_heads, "query_scale" not in self.names, _path(attention)
+        query, key, value = zip(*(np.split(part, 3, axis=-1) for part in qkv), strict=True)
+        if keep:
+            weights = [*query, key[0].T, *value, *out]
+            y = self._emit(InferenceReadout(heads, keep, scale_queries, name=name), y, weights)
+        else:
+            y = self._emit(InferenceAttention(heads, scale_queries, name=name), y, [*query, *key, *value, *out])
         if not fold_scale:
             y = self._emit(LayerScale(name=_path(block.attention_scale)), y, _weights(block.attention_scale))
         if keep:

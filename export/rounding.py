@@ -46,6 +46,11 @@ class Product:
     weights: np.ndarray
     window: tuple[int, int] | None
 
+    @property
+    def source(self) -> tuple:
+        """What the rows that it multiplies are cut from, and how."""
+        return self.inputs, self.window, self.weights.shape[1]
+
     def rows(self, values: np.ndarray) -> np.ndarray:
         """Returns what each output of the product is computed from, `(n, in)`."""
         if self.window is None:
@@ -96,14 +101,16 @@ class Rounding:
     """
 
     def __init__(self, float32: bytes) -> None:
-        self._products = list(products(float32))
-        self._grams = {product.result: Gram(product.weights.shape[1]) for product in self._products}
+        found = list(products(float32))
+        self._sources = {product.result: product.source for product in found}
+        self._products = {product.source: product for product in found}  # Products of the same inputs have one Gram.
+        self._grams = {source: Gram(product.weights.shape[1]) for source, product in self._products.items()}
         self._rounded: dict[tuple, np.ndarray] = {}
 
     def see(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Takes in what the tensors of the float32 file were on one batch of pictures."""
-        for product in self._products:
-            gram = self._grams[product.result]
+        for source, product in self._products.items():
+            gram = self._grams[source]
             if product.inputs in tensors and not gram.full:
                 gram.add(product.rows(tensors[product.inputs]))
 
@@ -117,11 +124,11 @@ class Rounding:
         content = bytearray(float32)
         for product in products(content):
             rule = kind.rule_for(product.operator, product.result)
-            if rule is None or rule.weights not in (4, 8) or product.result not in self._grams:
+            if rule is None or rule.weights not in (4, 8) or product.result not in self._sources:
                 continue
             key = product.result, rule.weights, rule.block
             if key not in self._rounded:
-                gram = self._grams[product.result].sum()
+                gram = self._grams[self._sources[product.result]].sum()
                 self._rounded[key] = compensated(product.weights, gram, rule.weights, rule.block)
             product.weights[:] = self._rounded[key]
         return content

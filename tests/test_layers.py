@@ -51,6 +51,19 @@ def test_layer_normalization_equals_keras():
     np.testing.assert_allclose(ours(x), theirs(x), atol=1e-5)
 
 
+def test_layer_normalization_learns_as_keras():
+    x, y, after = 3 + 2 * rng_array(16, 5, 8), rng_array(16, 5, 4)[::-1], []
+    for norm in (layers.LayerNormalization(1e-6), keras.layers.LayerNormalization(epsilon=1e-6)):
+        model = keras.Sequential([keras.Input((5, 8)), keras.layers.Dense(8), norm, keras.layers.Dense(4)])
+        rng = np.random.default_rng(1)
+        model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+        model.compile(keras.optimizers.SGD(0.5), "mse")
+        model.fit(x, y, batch_size=16, epochs=3, verbose=0)
+        after.append(model.get_weights())
+    for own, other in zip(*after, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
+
+
 def test_layer_normalization_is_exact_in_float16():
     x = (1000 + rng_array(2, 64)).astype("float16")
     y = keras.ops.convert_to_numpy(layers.LayerNormalization(dtype="mixed_float16")(x)).astype("float32")

@@ -103,11 +103,18 @@ def test_the_quantiser_finds_the_same_integers(float32, seen, kind):
     rounded = {product.result: product.weights for product in products(rounding(float32, KINDS[kind]))}
     original = {product.result: product.weights for product in products(float32)}
     found = constants(quantize(float32, KINDS[kind], observed, rounding))
-    assert len(found) == len(rounded) == 10
+    assert len(found) == len(rounded) == 14
     for name, weights in rounded.items():
         names = [other for other in found if other.split("_requant")[0].split("_quant")[0].split("_dequant")[0] == name]
         np.testing.assert_allclose(found[names[0] if names else name], weights, atol=1e-6)
         assert np.abs(weights - original[name]).max() > 0
+
+
+def test_products_of_the_same_inputs_share_what_was_seen(float32, seen):
+    _, rounding = seen
+    found = list(products(float32))
+    # Queries, keys and values of two blocks.
+    assert (len(found), len(rounding._grams)) == (14, 10)
 
 
 def test_only_what_a_kind_rounds_is_changed(float32, seen):

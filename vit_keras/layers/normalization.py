@@ -40,9 +40,11 @@ class LayerNormalization(keras.layers.Layer):
 
     def call(self, x):
         x = ops.cast(x, keras.backend.result_type(self.compute_dtype, "float32"))
-        centred = x - ops.mean(x, axis=-1, keepdims=True)
-        variance = ops.mean(centred * centred, axis=-1, keepdims=True)
-        y = centred * ops.rsqrt(variance + self.epsilon)
+        mean = ops.mean(x, axis=-1, keepdims=True)
+        # The variance does not change with the mean to first order: without that path, which is zero, the gradient's
+        # two sums do not wait for one another.
+        variance = ops.mean(ops.square(x - ops.stop_gradient(mean)), axis=-1, keepdims=True)
+        y = (x - mean) * ops.rsqrt(variance + self.epsilon)
         return ops.cast(y * ops.cast(self.gamma, y.dtype) + ops.cast(self.beta, y.dtype), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):

@@ -167,10 +167,16 @@ class InferenceReadout(keras.layers.Layer):
         query = self.query(x[:, :queries])  # (B, Q, D)
         if self.scale_queries:
             query = query * (dim // heads) ** -0.5
-        query = ops.reshape(query, (-1, queries, 1, dim)) * own_channels  # (B, Q, H, D)
-        query = self.key(ops.reshape(query, (-1, queries * heads, dim)))  # (B, QH, D)
+        if queries == 1:
+            query = query * own_channels  # (B, H, D): without what a device would have to reshape.
+        else:
+            query = ops.reshape(query, (-1, queries, 1, dim)) * own_channels  # (B, Q, H, D)
+            query = ops.reshape(query, (-1, queries * heads, dim))  # (B, QH, D)
+        query = self.key(query)
         weights = ops.softmax(ops.matmul(query, ops.transpose(x, (0, 2, 1))), axis=-1)  # (B, QH, N)
         y = self.value(ops.matmul(weights, x))  # (B, QH, D)
+        if queries == 1:
+            return self.out(ops.sum(y * own_channels, axis=1, keepdims=True))  # (B, 1, D)
         y = ops.reshape(y, (-1, queries, heads, dim)) * own_channels
         return self.out(ops.sum(y, axis=2))  # (B, Q, D)
 

@@ -92,7 +92,6 @@ def test_each_rewrite_takes_operators_out(tmp_path):
         return {**dict.fromkeys(("MUL", "ADD", "SUB", "MEAN"), 0), **names}
 
     none, every = census([]), census(list(REWRITES))
-    same_work = census([name for name in REWRITES if name not in ("prefix", "last_block")])
     # What each one takes away in two blocks and a last LayerNorm. The factors of LayerScale and of the queries, which
     # stand alone behind a product, the converter folds as well.
     for rewrites, gone in {
@@ -105,8 +104,7 @@ def test_each_rewrite_takes_operators_out(tmp_path):
             assert none[operator] - some[operator] >= count, (rewrites, operator)
     assert every["SUB"] == 0
     assert every["MEAN"] == 5
-    assert sum(same_work.values()) < 0.86 * sum(none.values())
-    assert sum(every.values()) < 0.9 * sum(none.values())  # Less work in more operators.
+    assert sum(every.values()) < 0.86 * sum(none.values())
 
 
 def test_the_last_block_computes_what_is_read():

@@ -73,6 +73,8 @@ class InferenceAttention(keras.layers.Layer):
     Args:
         num_heads: Number of heads H, >= 1; must divide the width D of the input.
         scale_queries: Whether queries are multiplied by `(D/H)**-0.5` here; not where their product is scaled.
+        num_prompts: Number P of tokens that ask nothing, the same for all pictures: of them there are only constant
+            keys and values.
 
     Call arguments:
         x: Tokens, `(B, N, D)`.
@@ -81,13 +83,15 @@ class InferenceAttention(keras.layers.Layer):
         `(B, N, D)`.
 
     Reference:
-        Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8.
+        Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8. Prompts: Jia et al., "Visual Prompt Tuning"
+        (arXiv:2203.12119), equation 7.
     """
 
-    def __init__(self, num_heads: int, scale_queries: bool = True, **kwargs) -> None:
+    def __init__(self, num_heads: int, scale_queries: bool = True, num_prompts: int = 0, **kwargs) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.scale_queries = scale_queries
+        self.num_prompts = num_prompts
 
     def build(self, input_shape) -> None:
         # Three products, not one: each of queries, keys and values has a range of its own in integers.
@@ -97,10 +101,20 @@ class InferenceAttention(keras.layers.Layer):
         )
         for product in (self.query, self.key, self.value, self.out):
             product.build(input_shape)
+        if self.num_prompts:
+            self.prompt_keys, self.prompt_values = (
+                self.add_weight(name=name, shape=(1, self.num_prompts, input_shape[-1]), initializer="zeros")
+                for name in ("prompt_keys", "prompt_values")
+            )
 
     def call(self, x):
         tokens, dim = x.shape[1], x.shape[2]
         query, key, value = self.query(x), self.key(x), self.value(x)  # (B, N, D)
+        if self.num_prompts:
+            key, value = (
+                with_constants(key, self.prompt_keys),
+                with_constants(value, self.prompt_values),
+            )  # (B, N + P, D)
         if self.scale_queries:
             query = query * (dim // self.num_heads) ** -0.5
         query = ops.transpose(self._heads(query), (0, 2, 1, 3))  # (B, H, N, D/H)
@@ -120,7 +134,12 @@ class InferenceAttention(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "num_heads": self.num_heads, "scale_queries": self.scale_queries}
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "scale_queries": self.scale_queries,
+            "num_prompts": self.num_prompts,
+        }
 
 
 @keras.saving.register_keras_serializable("vit_keras")
@@ -135,6 +154,7 @@ class InferenceReadout(keras.layers.Layer):
         num_heads: Number of heads H, >= 1; must divide the width D of the input.
         num_queries: How many tokens ask, from the first: Q >= 1.
         scale_queries: Whether queries are multiplied by `(D/H)**-0.5` here; not where their product is scaled.
+        num_prompts: Number P of tokens that ask nothing and are the same for all pictures.
 
     Call arguments:
         x: Tokens, `(B, N, D)`.
@@ -146,11 +166,14 @@ class InferenceReadout(keras.layers.Layer):
         Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8.
     """
 
-    def __init__(self, num_heads: int, num_queries: int, scale_queries: bool = True, **kwargs) -> None:
+    def __init__(
+        self, num_heads: int, num_queries: int, scale_queries: bool = True, num_prompts: int = 0, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_queries = num_queries
         self.scale_queries = scale_queries
+        self.num_prompts = num_prompts
 
     def build(self, input_shape) -> None:
         self.query, self.key, self.value, self.out = (
@@ -160,6 +183,9 @@ class InferenceReadout(keras.layers.Layer):
         )
         for product in (self.query, self.key, self.value, self.out):
             product.build(input_shape)
+        if self.num_prompts:
+            shape = (1, self.num_prompts, input_shape[-1])
+            self.prompts = self.add_weight(name="prompts", shape=shape, initializer="zeros")
 
     def call(self, x):
         dim, heads, queries = x.shape[2], self.num_heads, self.num_queries
@@ -173,6 +199,8 @@ class InferenceReadout(keras.layers.Layer):
             query = ops.reshape(query, (-1, queries, 1, dim)) * own_channels  # (B, Q, H, D)
             query = ops.reshape(query, (-1, queries * heads, dim))  # (B, QH, D)
         query = self.key(query)
+        if self.num_prompts:
+            x = with_constants(x, self.prompts)  # (B, N + P, D)
         weights = ops.softmax(ops.matmul(query, ops.transpose(x, (0, 2, 1))), axis=-1)  # (B, QH, N)
         y = self.value(ops.matmul(weights, x))  # (B, QH, D)
         if queries == 1:
@@ -194,6 +222,7 @@ class InferenceReadout(keras.layers.Layer):
             "num_heads": self.num_heads,
             "num_queries": self.num_queries,
             "scale_queries": self.scale_queries,
+            "num_prompts": self.num_prompts,
         }
 
 
@@ -238,3 +267,10 @@ class InferenceMLP(keras.layers.Layer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "mlp_dim": self.mlp_dim, "approximate_gelu": self.approximate_gelu}
+
+
+def with_constants(x, constants):
+    """Puts tokens that are the same for all pictures, `(1, P, D)`, behind others, `(B, N, D)`: `(B, N + P, D)`."""
+    constants = ops.cast(constants, x.dtype)
+    constants = ops.broadcast_to(constants, (ops.shape(x)[0], constants.shape[1], constants.shape[2]))
+    return ops.concatenate([x, constants], axis=1)

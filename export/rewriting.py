@@ -18,6 +18,8 @@ from vit_keras.layers import (
     LearnedPositionEmbedding,
     PatchEmbedding,
     PrefixTokens,
+    PromptTokens,
+    TokenRemoval,
     TokenSlice,
     TransformerBlock,
 )
@@ -38,6 +40,7 @@ REWRITES: dict[str, str] = {
     "centring": "all that adds to the residual stream is made mean-free, so that LayerNorms need no mean",
     "biases": "the keys' bias, which the softmax cancels, is left out; the values' moves into the attention's output",
     "prefix": "the first LayerNorm leaves out class and register tokens, of which its results are constants",
+    "prompts": "prompts that every block has of its own become constant keys and values of its attention",
     "smoothing": "where a channel stands out, LayerNorm's results and the product after them share its size",
     "last_block": "the last block computes only the tokens that are pooled, and no keys and values of the others",
 }
@@ -199,6 +202,11 @@ class _Emitter:
         self.last_affine = _weights(norm) if self.fold_last_affine else []
         self.prefix = np.zeros((1, 0, norm.gamma.shape[0]))  # Tokens that are still to be put before the patches.
         self.prefix_name = ""
+        self.own_prompts = stream.own_prompts and "prompts" in names
+        self.prompts = self.prefix  # Of the next block, if they are its own.
+        last = flat.get_layer(stream.layers[-1])
+        fits = not isinstance(last, TokenRemoval) or (stream.num_read or 0) <= last.start
+        self.num_kept = stream.num_read if "last_block" in names and fits else None
 
     def model(self) -> keras.Model:
         inputs = keras.Input(batch_shape=self.flat.inputs[0].shape, name="images")
@@ -212,6 +220,8 @@ class _Emitter:
         if name in self.stream.layers:
             if isinstance(layer, PatchEmbedding):
                 return self._patches(layer, x)
+            if isinstance(layer, TokenRemoval):
+                return x if self.own_prompts or self.num_kept else self._copy(layer, x)
             return self._block(layer, x) if isinstance(layer, TransformerBlock) else self._added(layer, x)
         if name == self.stream.norm:
             return self._norm(layer, x, self.fold_last_affine)
@@ -219,6 +229,9 @@ class _Emitter:
             return self._reader(layer, x)
         if not isinstance(layer, keras.layers.Layer):
             return layer(*args, **kwargs)
+        return self._copy(layer, *args, **kwargs)
+
+    def _copy(self, layer, *args, **kwargs):
         copy = layer.__class__.from_config(layer.get_config())
         outputs = copy(*args, **kwargs)
         copy.set_weights(layer.get_weights())
@@ -246,7 +259,9 @@ class _Emitter:
         return self._emit(copy, x, (self._centred(kernel), self._centred(bias)))
 
     def _added(self, layer, x):
-        """Prefix tokens and positions: constants that join the stream."""
+        """Prefix tokens, prompts and positions: constants that join the stream."""
+        if isinstance(layer, PromptTokens):
+            return self._prompted(layer, x)
         if isinstance(layer, PrefixTokens):
             (values,) = map(self._centred, _weights(layer))
             if "prefix" not in self.names:
@@ -257,6 +272,19 @@ class _Emitter:
         of_prefix, of_patches = np.split(values, [self.prefix.shape[1]], axis=1)
         self.prefix = self.prefix + of_prefix
         return self._emit(LearnedPositionEmbedding((1, of_patches.shape[1]), name=layer.name), x, [of_patches])
+
+    def _prompted(self, layer: PromptTokens, x):
+        (values,) = map(self._centred, _weights(layer))
+        if self.own_prompts:
+            self.prompts = values
+        elif "prefix" in self.names and not layer.replace and self.prefix.shape[1] == layer.num_prefix:
+            self.prefix = np.concatenate([self.prefix, values], axis=1)
+            self.prefix_name = self.prefix_name or layer.name
+        else:
+            return self._emit(
+                PromptTokens(layer.num_tokens, layer.num_prefix, layer.replace, name=layer.name), x, [values]
+            )
+        return x
 
     def _put_before(self, tokens: np.ndarray, x, name: str):
         return self._emit(PrefixTokens(tokens.shape[1], name=name), x, [tokens])
@@ -270,9 +298,9 @@ class _Emitter:
             return self._emit(copy, x, [factors])
         return self._emit(copy, x, () if fold_affine else _weights(layer))
 
-    def _normalised(self, layer: LayerNormalization, fold_affine: bool) -> np.ndarray:
-        """What `_norm` gives for the prefix."""
-        tokens = centred(self.prefix)
+    def _normalised(self, layer: LayerNormalization, fold_affine: bool, tokens: np.ndarray) -> np.ndarray:
+        """What `_norm` gives for constant tokens."""
+        tokens = centred(tokens)
         tokens = tokens / np.sqrt(np.square(tokens).mean(axis=-1, keepdims=True) + layer.epsilon)
         gamma, beta = (1, 0) if fold_affine else _weights(layer)
         return (tokens * gamma + beta) * self.smoothing.get(_path(layer), 1)
@@ -282,6 +310,7 @@ class _Emitter:
         qkv, out = _product(attention.qkv), _product(attention.out)
         expand, contract = _product(mlp.expand), _product(mlp.contract)
         affine, keep = "affine" in self.names, None
+        num_prompts = self.prompts.shape[1]
         if affine:
             qkv = after_affine(qkv, *_weights(block.attention_norm))
             expand = after_affine(expand, *_weights(block.mlp_norm))
@@ -296,23 +325,28 @@ class _Emitter:
             qkv = scaled(qkv, factor)
         if "biases" in self.names:
             qkv, out = without_biases(qkv, out)
-        if block.name == self.last_block and "last_block" in self.names:
-            keep = self.stream.num_read
+        if block.name == self.last_block:
+            keep = self.num_kept
         qkv = self._smoothed(qkv, block.attention_norm)
         expand = self._smoothed(expand, block.mlp_norm)
 
         y = self._norm(block.attention_norm, x, affine)
         if self.prefix.size:
-            y = self._put_before(self._normalised(block.attention_norm, affine), y, f"{block.name}_attention_prefix")
+            y = self._put_before(
+                self._normalised(block.attention_norm, affine, self.prefix), y, f"{block.name}_attention_prefix"
+            )
             x = self._put_before(self.prefix, x, self.prefix_name)
             self.prefix = self.prefix[:, :0]
         heads, scale_queries, name = attention.num_heads, "query_scale" not in self.names, _path(attention)
         query, key, value = zip(*(np.split(part, 3, axis=-1) for part in qkv), strict=True)
+        prompts = [self._normalised(block.attention_norm, affine, self.prompts)] if num_prompts else []
         if keep:
-            weights = [*query, key[0].T, *value, *out]
-            y = self._emit(InferenceReadout(heads, keep, scale_queries, name=name), y, weights)
+            weights = [*prompts, *query, key[0].T, *value, *out]
+            y = self._emit(InferenceReadout(heads, keep, scale_queries, num_prompts, name=name), y, weights)
         else:
-            y = self._emit(InferenceAttention(heads, scale_queries, name=name), y, [*query, *key, *value, *out])
+            prompts = [tokens @ kernel + bias for tokens in prompts for kernel, bias in (key, value)]
+            weights = [*prompts, *query, *key, *value, *out]
+            y = self._emit(InferenceAttention(heads, scale_queries, num_prompts, name=name), y, weights)
         if not fold_scale:
             y = self._emit(LayerScale(name=_path(block.attention_scale)), y, _weights(block.attention_scale))
         if keep:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from vit_keras.layers import (
     AttentionPooling,
@@ -14,12 +12,15 @@ from vit_keras.layers import (
     LearnedPositionEmbedding,
     PatchEmbedding,
     PrefixTokens,
+    PromptTokens,
     Sincos1DPositionEmbedding,
     Sincos2DPositionEmbedding,
     StochasticDepth,
+    TokenRemoval,
     TokenSlice,
     TransformerBlock,
 )
+from vit_keras.layers.dense import merged_weights, plain_config
 
 from .inference_layers import InferenceNormalization
 
@@ -67,7 +68,7 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
             copies[id(layer)] = _norm_of(layer, name) if own_norms and _is_plain_norm(layer) else _copy_of(layer, name)
         outputs = copies[id(layer)](*args, **kwargs)
         if fresh:
-            copies[id(layer)].set_weights(_merged_weights(layer))
+            copies[id(layer)].set_weights(merged_weights(layer))
         return outputs
 
     inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype="float32", name="images")
@@ -75,24 +76,7 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
 
 
 def _copy_of(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
-    config = {key: value for key, value in layer.get_config().items() if key not in ("lora_rank", "lora_alpha")}
-    return layer.__class__.from_config({**config, "dtype": "float32", "name": name})
-
-
-def _merged_weights(layer: keras.layers.Layer) -> list[np.ndarray]:
-    """Returns a layer's weights with those of LoRA added to the kernels that they adapt.
-
-    Reference:
-        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685), equation 3.
-    """
-    merged, adapters = {}, set()
-    for part in layer._flatten_layers():
-        if getattr(part, "lora_enabled", False) and hasattr(part, "lora_kernel_a"):
-            a, b = (np.asarray(ops.convert_to_numpy(v)) for v in (part.lora_kernel_a, part.lora_kernel_b))
-            merged[id(part._kernel)] = part.lora_alpha / part.lora_rank * (a @ b)
-            adapters |= {id(part.lora_kernel_a), id(part.lora_kernel_b)}
-    pairs = zip(layer.weights, layer.get_weights(), strict=True)
-    return [value + merged.get(id(weight), 0) for weight, value in pairs if id(weight) not in adapters]
+    return layer.__class__.from_config({**plain_config(layer), "dtype": "float32", "name": name})
 
 
 def _is_plain_norm(layer: keras.layers.Layer) -> bool:
@@ -128,6 +112,7 @@ class Stream:
         readers: Names of the dense and pooling layers that read what the last LayerNorm gives; empty if others do too.
         num_read: How many tokens, from the first, are read after the last block; `None` for all.
         rescaling: Name of the layer that normalises pictures before the patch embedding, if there is one.
+        own_prompts: Whether every block has prompts of its own: what it makes of them, nobody reads.
     """
 
     layers: tuple[str, ...]
@@ -135,6 +120,7 @@ class Stream:
     readers: tuple[str, ...]
     num_read: int | None
     rescaling: str | None
+    own_prompts: bool = False
 
     @classmethod
     def of(cls, model: keras.Model) -> "Stream | None":
@@ -144,7 +130,9 @@ class Stream:
         if len(starts) != 1:
             return None
         names, layer = [], starts[0]
-        while isinstance(layer, (PatchEmbedding, PrefixTokens, TransformerBlock, *POSITIONS)):
+        while isinstance(
+            layer, (PatchEmbedding, PrefixTokens, PromptTokens, TransformerBlock, TokenRemoval, *POSITIONS)
+        ):
             names.append(layer.name)
             readers = graph.readers(layer)
             if len(readers) != 1:
@@ -157,8 +145,30 @@ class Stream:
         before = graph.writer(starts[0])
         alone = isinstance(before, keras.layers.Rescaling) and len(graph.readers(before)) == 1
         return cls(
-            tuple(names), layer.name, graph.linear_readers(layer), graph.num_read(layer), before.name if alone else None
+            tuple(names),
+            layer.name,
+            graph.linear_readers(layer),
+            graph.num_read(layer),
+            before.name if alone else None,
+            _own_prompts([model.get_layer(name) for name in names]),
         )
+
+
+def _own_prompts(layers: list[keras.layers.Layer]) -> bool:
+    """Whether layers of a stream end in pairs of prompts and a block, and the removal of the prompts."""
+    prompts = [layer for layer in layers if isinstance(layer, PromptTokens)]
+    if not prompts or not isinstance(layers[-1], TokenRemoval):
+        return False
+    start, count, removal = prompts[0].num_prefix, prompts[0].num_tokens, layers[-1]
+    pairs = layers[layers.index(prompts[0]) : -1]
+    return (
+        all(isinstance(layer, TransformerBlock) for layer in pairs[1::2])
+        and pairs[::2] == prompts
+        and len(pairs) == 2 * len(prompts)
+        and not any(isinstance(layer, TransformerBlock) for layer in layers[: -1 - len(pairs)])
+        and all((p.num_prefix, p.num_tokens, p.replace) == (start, count, p is not prompts[0]) for p in prompts)
+        and (removal.start, removal.stop) == (start, start + count)
+    )
 
 
 class _Graph:

@@ -272,6 +272,8 @@ def test_outliers_cost_less_when_smoothed(tmp_path, kind, share):
         (InferenceAttention(2), (2, 5, 8)),
         (InferenceReadout(4, num_queries=1, scale_queries=False), (2, 1, 8)),
         (InferenceReadout(2, num_queries=3), (2, 3, 8)),
+        (InferenceAttention(2, num_prompts=3), (2, 5, 8)),
+        (InferenceReadout(2, num_queries=2, num_prompts=3), (2, 2, 8)),
         (InferenceMLP(12, approximate_gelu=True), (2, 5, 8)),
     ],
 )

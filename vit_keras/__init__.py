@@ -9,18 +9,41 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .adaptation import adapt, count_parameters, merge_lora
     from .loading import load_model
     from .registry import create_model, get_preset, list_models
 
 _HOME = {
+    "adapt": "adaptation",
+    "count_parameters": "adaptation",
     "create_model": "registry",
     "get_preset": "registry",
     "list_models": "registry",
     "load_model": "loading",
+    "merge_lora": "adaptation",
 }
-_MODULES = ("explain", "export", "heads", "layers", "models", "pipelines", "weights")
+_MODULES = (
+    "adaptation",
+    "distillation",
+    "explain",
+    "export",
+    "heads",
+    "layers",
+    "models",
+    "pipelines",
+    "weights",
+)
 
-__all__ = ["__version__", "create_model", "get_preset", "list_models", "load_model"]
+__all__ = [
+    "__version__",
+    "adapt",
+    "count_parameters",
+    "create_model",
+    "get_preset",
+    "list_models",
+    "load_model",
+    "merge_lora",
+]
 
 
 def __getattr__(name: str) -> Any:

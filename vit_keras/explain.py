@@ -2,12 +2,24 @@
 
 import keras
 import numpy as np
+from keras import ops
 
-from .layers import AttentionPooling, MultiHeadSelfAttention, PatchEmbedding, TransformerBlock
+from .layers import (
+    AttentionPooling,
+    MultiHeadSelfAttention,
+    PatchEmbedding,
+    PromptTokens,
+    TokenRemoval,
+    TransformerBlock,
+)
+from .layers.dense import merged_weights, plain_config
 
 
 def attention_model(model: keras.Model) -> keras.Model:
     """Builds a model that gives every block's attention weights; the trained model is left as it is.
+
+    Learned prompts are left out, as they are no part of the picture: their rows and columns are cut from the weights,
+    and what a token takes from all others is scaled to a sum of 1 again.
 
     Args:
         model: A flat functional model with `TransformerBlock`s, such as `create_model` returns.
@@ -20,19 +32,39 @@ def attention_model(model: keras.Model) -> keras.Model:
         ValueError: the model has no transformer block.
     """
     scores: list[keras.KerasTensor] = []
+    prompts: list[slice] = []  # Where they stand, as long as they do.
 
     def collect(layer, *args, **kwargs):
+        if isinstance(layer, PromptTokens):
+            prompts[:] = [slice(layer.num_prefix, layer.num_prefix + layer.num_tokens)]
+        elif isinstance(layer, TokenRemoval):
+            prompts.clear()
         if not isinstance(layer, (TransformerBlock, MultiHeadSelfAttention, AttentionPooling)):
             return layer(*args, **kwargs)
         output, weights = layer(*args, **kwargs, return_attention_scores=True)
+        for cut in prompts:
+            weights = _without(weights, cut)
         scores.append(weights)
         return output
 
-    clone = keras.models.clone_model(model, call_function=collect)
+    clone = keras.models.clone_model(model, clone_function=_plain_copy, call_function=collect)
     if not scores:
         raise ValueError(f"model must have transformer blocks to show attention. Received: model={model.name!r}")
-    clone.set_weights(model.get_weights())
+    for old, new in zip(model.layers, clone.layers, strict=True):
+        new.set_weights(merged_weights(old))
     return keras.Model(clone.inputs, scores)
+
+
+def _plain_copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+    return type(layer).from_config(plain_config(layer))
+
+
+def _without(weights: keras.KerasTensor, cut: slice) -> keras.KerasTensor:
+    """Cuts tokens out of attention weights, `(B, H, N, N)`."""
+    for axis in (2, 3):
+        before, _, after = ops.split(weights, [cut.start, cut.stop], axis=axis)
+        weights = ops.concatenate([before, after], axis=axis)
+    return weights / ops.sum(weights, axis=-1, keepdims=True)
 
 
 def attention_rollout(scores: list[np.ndarray]) -> np.ndarray:

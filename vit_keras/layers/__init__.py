@@ -2,14 +2,17 @@
 
 from .attention import MultiHeadSelfAttention
 from .blocks import MLP, TransformerBlock
+from .dense import AdaptableDense
 from .embeddings import PatchEmbedding, PrefixTokens, TokenSlice
 from .normalization import LayerNormalization
 from .pooling import AttentionPooling
 from .positions import LearnedPositionEmbedding, Sincos1DPositionEmbedding, Sincos2DPositionEmbedding
-from .regularization import LayerScale, StochasticDepth
+from .prompts import PromptTokens, TokenRemoval
+from .regularization import LayerScale, StochasticDepth, TokenDropout
 
 __all__ = [
     "MLP",
+    "AdaptableDense",
     "AttentionPooling",
     "LayerNormalization",
     "LayerScale",
@@ -17,9 +20,12 @@ __all__ = [
     "MultiHeadSelfAttention",
     "PatchEmbedding",
     "PrefixTokens",
+    "PromptTokens",
     "Sincos1DPositionEmbedding",
     "Sincos2DPositionEmbedding",
     "StochasticDepth",
+    "TokenDropout",
+    "TokenRemoval",
     "TokenSlice",
     "TransformerBlock",
 ]

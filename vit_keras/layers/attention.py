@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from .dense import AdaptableDense, freeze_parts
+
 
 @keras.saving.register_keras_serializable("vit_keras")
 class MultiHeadSelfAttention(keras.layers.Layer):
@@ -62,7 +64,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.head_dim = dim // self.num_heads
         # Xavier limits of three separate (D, D) products, as in the reference code, not of one (D, 3D) product.
         uniform = keras.initializers.RandomUniform(-((3 / dim) ** 0.5), (3 / dim) ** 0.5, seed=self.seed)
-        self.qkv = keras.layers.Dense(
+        self.qkv = AdaptableDense(
             3 * dim,
             use_bias=self.use_qkv_bias,
             kernel_initializer=self.kernel_initializer.clone() if self.kernel_initializer else uniform,
@@ -70,7 +72,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
             name="qkv",
         )
         self.qkv.build(input_shape)
-        self.out = keras.layers.Dense(
+        self.out = AdaptableDense(
             dim,
             kernel_initializer=self.kernel_initializer.clone() if self.kernel_initializer else "glorot_uniform",
             dtype=self.dtype_policy,
@@ -78,6 +80,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         )
         self.out.build(input_shape)
         self.dropout = keras.layers.Dropout(self.dropout_rate, seed=self.seed, dtype=self.dtype_policy, name="dropout")
+        freeze_parts(self)
 
     def call(self, x, training: bool = False, return_attention_scores: bool = False):
         tokens, dim = x.shape[1], x.shape[2]

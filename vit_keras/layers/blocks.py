@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from .attention import MultiHeadSelfAttention
+from .dense import AdaptableDense, freeze_parts
 from .normalization import LayerNormalization
 from .regularization import LayerScale, StochasticDepth
 
@@ -48,7 +49,7 @@ class MLP(keras.layers.Layer):
         bias = keras.initializers.RandomNormal(stddev=1e-6)
         # An initialiser draws the same numbers each time: every weight needs a copy with a seed of its own.
         self.expand, self.contract = (
-            keras.layers.Dense(
+            AdaptableDense(
                 units,
                 kernel_initializer=self.kernel_initializer.clone(),
                 bias_initializer=bias.clone(),
@@ -60,6 +61,7 @@ class MLP(keras.layers.Layer):
         self.expand.build(input_shape)
         self.contract.build((*input_shape[:-1], self.mlp_dim))
         self.dropout = keras.layers.Dropout(self.dropout_rate, dtype=self.dtype_policy, name="dropout")
+        freeze_parts(self)
 
     def call(self, x, training: bool = False):
         shape = x.shape
@@ -102,7 +104,8 @@ def gelu(x, approximate: bool = False, training: bool = False):
 class TransformerBlock(keras.layers.Layer):
     """A pre-LayerNorm encoder block: equations 2 and 3.
 
-    `z' = z + MSA(LN(z))`, then `z' + MLP(LN(z'))`, each branch optionally scaled and dropped.
+    `z' = z + MSA(LN(z))`, then `z' + MLP(LN(z'))`, each branch optionally scaled and dropped. A frozen block
+    (`trainable = False`) drops nothing in training either, as Keras's frozen BatchNormalization uses what it has seen.
 
     Args:
         num_heads: Number of attention heads; must divide the width D.
@@ -195,15 +198,17 @@ class TransformerBlock(keras.layers.Layer):
             self.mlp_scale.build(input_shape)
         for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
             layer.build(input_shape)
+        freeze_parts(self)
 
     def call(self, x, training: bool = False, return_attention_scores: bool = False):
+        drops = training and self.trainable
         if self.remat and training and not return_attention_scores:
             attend, expand = (keras.remat(f) for f in (self._attend_and_forget, self._expand))
-            x = x + self.attention_drop_path(attend(x), training=training)
-            return x + self.mlp_drop_path(expand(x), training=training)
-        y, scores = self._attend(x, training)
-        x = x + self.attention_drop_path(y, training=training)
-        x = x + self.mlp_drop_path(self._expand(x, training), training=training)
+            x = x + self.attention_drop_path(attend(x), training=drops)
+            return x + self.mlp_drop_path(expand(x), training=drops)
+        y, scores = self._attend(x, drops)
+        x = x + self.attention_drop_path(y, training=drops)
+        x = x + self.mlp_drop_path(self._expand(x, drops), training=drops)
         return (x, scores) if return_attention_scores else x
 
     def _attend(self, x, training: bool = False):

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from .dense import freeze_parts
+
 
 @keras.saving.register_keras_serializable("vit_keras")
 class PatchEmbedding(keras.layers.Layer):
@@ -46,6 +48,7 @@ class PatchEmbedding(keras.layers.Layer):
             name="projection",
         )
         self.projection.build(input_shape)
+        freeze_parts(self)
 
     def call(self, images):
         x = self.projection(images)  # (B, H/P, W/P, D)

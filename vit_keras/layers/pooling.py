@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from .blocks import MLP
+from .dense import AdaptableDense, freeze_parts
 from .normalization import LayerNormalization
 
 
@@ -57,14 +58,15 @@ class AttentionPooling(keras.layers.Layer):
         self.probe = self.add_weight(name="probe", shape=(1, 1, dim), initializer="glorot_uniform")
         # Xavier limits of two separate (D, D) products, not of one (D, 2D) product.
         uniform = keras.initializers.RandomUniform(-((3 / dim) ** 0.5), (3 / dim) ** 0.5)
-        self.query = keras.layers.Dense(dim, dtype=policy, name="query")
-        self.key_value = keras.layers.Dense(2 * dim, kernel_initializer=uniform, dtype=policy, name="key_value")
-        self.out = keras.layers.Dense(dim, dtype=policy, name="out")
+        self.query = AdaptableDense(dim, dtype=policy, name="query")
+        self.key_value = AdaptableDense(2 * dim, kernel_initializer=uniform, dtype=policy, name="key_value")
+        self.out = AdaptableDense(dim, dtype=policy, name="out")
         self.norm = LayerNormalization(self.norm_epsilon, dtype=policy, name="norm")
         self.mlp = MLP(self.mlp_dim, approximate_gelu=self.approximate_gelu, dtype=policy, name="mlp")
         self.key_value.build(input_shape)
         for layer in (self.query, self.out, self.norm, self.mlp):
             layer.build((input_shape[0], 1, dim))
+        freeze_parts(self)
 
     def call(self, tokens, return_attention_scores: bool = False):
         count, dim = tokens.shape[1], tokens.shape[2]

@@ -1,4 +1,4 @@
-"""Stochastic depth and LayerScale: what is put on a residual branch."""
+"""Dropout, stochastic depth and LayerScale."""
 
 import keras
 from keras import ops
@@ -90,3 +90,23 @@ class LayerScale(keras.layers.Layer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "initial_value": self.initial_value}
+
+
+@keras.saving.register_keras_serializable("vit_keras")
+class TokenDropout(keras.layers.Dropout):
+    """Dropout that is left out where the layer is frozen (`trainable = False`), as in a frozen `TransformerBlock`.
+
+    Args:
+        rate: Share of the numbers that are dropped, in [0, 1).
+        **kwargs: As in `keras.layers.Dropout`.
+
+    Call arguments:
+        inputs: `(B, N, D)`.
+        training: Whether dropout is active.
+
+    Returns:
+        `(B, N, D)`.
+    """
+
+    def call(self, inputs, training: bool = False):
+        return super().call(inputs, training=training and self.trainable)

@@ -2,7 +2,7 @@
 
 import keras
 
-from ..layers import LayerNormalization, PatchEmbedding, TransformerBlock
+from ..layers import LayerNormalization, PatchEmbedding, TokenDropout, TransformerBlock
 
 
 def patch_tokens(
@@ -54,7 +54,7 @@ def encode(
             raise ValueError(f"{rate_name} must be in [0, 1). Received: {rate_name}={rate}")
     if num_layers < 1:
         raise ValueError(f"num_layers must be >= 1. Received: num_layers={num_layers}")
-    x = keras.layers.Dropout(dropout_rate, name="dropout")(x)
+    x = TokenDropout(dropout_rate, name="dropout")(x)
     for i in range(num_layers):
         x = TransformerBlock(
             num_heads,

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ..layers import TransformerBlock
+from ..layers.dense import LORA_WEIGHTS
 from .formats import FORMATS, HEADS, POSITION, Format, KerasFormat, Source
 from .resample import fit_positions
 from .source import fetch
@@ -207,7 +208,12 @@ def _read(source: Source, tensors: Mapping[str, Tensor], path: Path) -> np.ndarr
 
 def _recognise(model: keras.Model, file: TensorFile) -> tuple[Format | KerasFormat, dict[str, Tensor]]:
     """Returns the naming of a file, and its tensors under the one spelling that the naming's table knows."""
-    tensors = {name: tensor for name, tensor in file.tensors.items() if "seed_generator/" not in name}
+    # Neither the state of generators nor LoRA, which a Keras file holds merged as well, is a weight of a plain model.
+    tensors = {
+        name: tensor
+        for name, tensor in file.tensors.items()
+        if "seed_generator/" not in name and name.rpartition("/")[2] not in LORA_WEIGHTS
+    }
     if any(name.startswith("layers/") for name in tensors):
         layers = file.layers or [(type(layer).__name__, layer.name) for layer in model.layers]
         return KerasFormat(_containers(layers)), {k: v for k, v in tensors.items() if k.startswith("layers/")}

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from ..layers import LearnedPositionEmbedding, PatchEmbedding
+from ..layers.dense import merged_weights, plain_config
 
 
 def resample_grid(position: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
@@ -24,13 +25,13 @@ def resample_grid(position: np.ndarray, old: tuple[int, int], new: tuple[int, in
     if tuple(old) == tuple(new):
         return np.asarray(position, "float32")
     grid = np.asarray(position, "float64").reshape(*old, -1)
-    grid = np.einsum("Hh,hwd->Hwd", _filter(old[0], new[0]), grid)
-    grid = np.einsum("Ww,Hwd->HWd", _filter(old[1], new[1]), grid)
+    grid = np.einsum("Hh,hwd->Hwd", resample_filter(old[0], new[0]), grid)
+    grid = np.einsum("Ww,Hwd->HWd", resample_filter(old[1], new[1]), grid)
     return grid.reshape(new[0] * new[1], -1).astype("float32")
 
 
-def _filter(old: int, new: int) -> np.ndarray:
-    """Returns what each of `new` samples takes from each of `old`, `(new, old)`, rows summing to 1."""
+def resample_filter(old: int, new: int) -> np.ndarray:
+    """Returns what each of `new` samples takes from each of `old`, float64 `(new, old)`, rows summing to 1."""
     scale = old / new
     centre = (np.arange(new)[:, None] + 0.5) * scale - 0.5
     x = np.abs(np.arange(old) - centre) / max(scale, 1.0)
@@ -68,7 +69,7 @@ def resize(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model
         image_size: Height and width in pixels, or one number for both; the patch must divide them.
 
     Returns:
-        A new model, not compiled. Learned positions are interpolated, fixed ones computed anew.
+        A new model, not compiled. Learned positions are interpolated, fixed ones computed anew; LoRA is merged.
 
     Raises:
         ValueError: the patch does not divide the size, or the model has no patch embedding.
@@ -80,7 +81,7 @@ def resize(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model
     grid_size = patches[0].grid_size((None, height, width, 3))
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
+        config = plain_config(layer)
         if "grid_size" in config:
             config["grid_size"] = grid_size
         return type(layer).from_config(config)
@@ -91,5 +92,5 @@ def resize(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model
         if isinstance(new, LearnedPositionEmbedding):
             new.set_weights([fit_positions(old.get_weights()[0], old.grid_size, old.num_prefix, new)])
         else:
-            new.set_weights(old.get_weights())
+            new.set_weights(merged_weights(old))
     return resized

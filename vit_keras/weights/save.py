@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from ..layers import PatchEmbedding, Sincos1DPositionEmbedding, Sincos2DPositionEmbedding
+from ..layers.dense import LORA_WEIGHTS, merged_weights
 from .formats import POSITION, TIMM
 
 
@@ -15,8 +17,8 @@ def save_timm(model: keras.Model, path: str | Path, overwrite: bool = False) -> 
     """Writes a model's weights as safetensors with the names and shapes of timm's `VisionTransformer`.
 
     timm opens the file with `timm.create_model(name, checkpoint_path=path)`, given the same sizes. Fixed positions
-    are written as the `pos_embed` that they amount to. Normalisation is not in the file: tell timm's transforms the
-    preset's mean and std.
+    are written as the `pos_embed` that they amount to; LoRA is merged. Normalisation is not in the file: tell timm's
+    transforms the preset's mean and std.
 
     Args:
         model: A functional model of our layers, as `create_model` returns.
@@ -36,17 +38,24 @@ def save_timm(model: keras.Model, path: str | Path, overwrite: bool = False) -> 
     if not any(isinstance(layer, PatchEmbedding) for layer in model.layers):
         raise ValueError(f"model must be a Vision Transformer of vit_keras. Received: model={model.name!r}")
     tensors: dict[str, np.ndarray] = {}
-    for weight in model.weights:
+    for weight, value in _merged(model):
         source = TIMM.source(weight.path, tuple(weight.shape), num_heads=1)
         if source is None or weight.path.startswith("representation/"):
             raise ValueError(f"timm's model has no place for {weight.path}, {tuple(weight.shape)}.")
-        parts = TIMM.from_ours(keras.ops.convert_to_numpy(weight), len(source.names))
+        parts = TIMM.from_ours(value, len(source.names))
         tensors.update(zip(source.names, parts, strict=True))
     for layer in model.layers:
         if isinstance(layer, (Sincos1DPositionEmbedding, Sincos2DPositionEmbedding)):
             tensors[TIMM.layers[POSITION][0]] = layer.position
     _write(path, {name: np.ascontiguousarray(array, "<f4") for name, array in tensors.items()})
     return path
+
+
+def _merged(model: keras.Model) -> Iterator[tuple[keras.Variable, np.ndarray]]:
+    """Yields a model's variables with their values, LoRA merged."""
+    for layer in model.layers:
+        plain = [weight for weight in layer.weights if weight.name not in LORA_WEIGHTS]
+        yield from zip(plain, merged_weights(layer), strict=True)
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -16,7 +17,8 @@ import vit_keras
 from vit_keras.export.targets import TARGETS, chosen_targets
 from vit_keras.messages import nearest
 
-from .config import ExportConfig, InputConfig, RunConfig
+from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
+from .recipe import recipe_file
 from .run_folder import read_config
 
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arguments = sys.argv[1:] if arguments is None else list(arguments)
         parser, commands = build_parser()
-        _check_config_files(arguments)
+        arguments = _with_config_files(arguments)
         options = parser.parse_args(arguments)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 Command = Callable[[Any], int | None]
+Commands = dict[str, tuple[Command, Callable[[jsonargparse.ArgumentParser], None], str]]
+"""Of each command its function, what adds its arguments to a parser, and a sentence."""
 
 
 def build_parser() -> tuple[jsonargparse.ArgumentParser, dict[str, Command]]:
@@ -51,14 +55,25 @@ def build_parser() -> tuple[jsonargparse.ArgumentParser, dict[str, Command]]:
     )
     parser.add_argument("--version", action="version", version=f"vit-keras {vit_keras.__version__}")
     parser.add_argument("--verbose", default=False, action="store_true", help="Say what is being done.")
+    return parser, _add_commands(parser, _COMMANDS)
+
+
+def _add_commands(parser: jsonargparse.ArgumentParser, table: Commands) -> dict[str, Command]:
+    """Adds commands to a parser, and returns the function of each."""
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND", required=True)
-    commands = {}
-    for name, (function, add_arguments, text) in _COMMANDS.items():
-        sub = _parser(prog=f"vit-keras {name}", description=text)
-        add_arguments(sub)
+    for name, (_, add_arguments, text) in table.items():
+        sub = _parser(prog=f"{parser.prog} {name}", description=text)
         subcommands.add_subcommand(name, sub, help=text)
-        commands[name] = function
-    return parser, commands
+        add_arguments(sub)
+        _let_flags_stand_alone(sub)
+    return {name: function for name, (function, _, _) in table.items()}
+
+
+def _let_flags_stand_alone(parser: jsonargparse.ArgumentParser) -> None:
+    """Lets `--input.skip_bad` mean `--input.skip_bad true`: jsonargparse wants a value with every bool."""
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) in (bool, bool | None):
+            action.nargs, action.const = "?", True
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -74,8 +89,9 @@ class _Parser(jsonargparse.ArgumentParser):
         if command:
             known = re.findall(r"\w+", command[2])
             message = f"Unknown command {command[1]!r}.{nearest(command[1], known)} Commands: {', '.join(known)}"
-        elif 'expected "command" to be one of' in message:
-            message = f"A command is missing. Commands: {', '.join(_COMMANDS)}"
+        missing = re.search(r'expected "(\w+\.)?command" to be one of', message)
+        if missing:
+            message = f"A command is missing. Commands: {', '.join(_DATA_COMMANDS if missing[1] else _COMMANDS)}"
         raise ValueError(message)
 
 
@@ -90,11 +106,24 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_config_files(arguments: Sequence[str]) -> None:
-    """Reads the files of `--config` first: the parser's own errors do not name them."""
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
-        if flag == "--config" or flag.startswith("--config="):
-            read_config(flag.partition("=")[2] or value)
+def _with_config_files(arguments: Sequence[str]) -> list[str]:
+    """Puts the file of a recipe in the place of its name, after `--config`.
+
+    Reads the files already: the parser's own errors do not name them.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=") if argument.startswith("--config=") else ("", "", argument)
+        if equals or found[-1:] == ["--config"]:
+            value = str(recipe_file(value)) if _is_name(value) else value
+            read_config(value)
+        found.append(flag + equals + value)
+    return found
+
+
+def _is_name(value: str) -> bool:
+    """Whether it is the name of a recipe rather than the path of a file."""
+    return value == Path(value).stem and not Path(value).is_file()
 
 
 def _quiet_tensorflow() -> None:
@@ -120,7 +149,11 @@ def _asked(given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _add_run(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML file with settings, such as a run's config.yaml.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with settings, such as a run's config.yaml, or the name of a recipe (list --recipes).",
+    )
     parser.add_class_arguments(RunConfig)
     _add_overwrite(parser)
 
@@ -234,9 +267,14 @@ def _predict(options: Any) -> None:
 
 def _add_list(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="Shell-style pattern, such as 'vit_b*'.")
+    parser.add_argument("--recipes", default=False, action="store_true", help="List the recipes instead.")
 
 
 def _list(options: Any) -> None:
+    if options.recipes:
+        from . import display
+
+        return display.recipes(options.pattern)
     _quiet_tensorflow()
     from . import display
 
@@ -279,13 +317,63 @@ def _benchmark(options: Any) -> None:
     display.benchmarks(benchmark(options.files, options.threads))
 
 
-_COMMANDS: dict[str, tuple[Command, Callable[[jsonargparse.ArgumentParser], None], str]] = {
+def _add_data(parser: jsonargparse.ArgumentParser) -> None:
+    _add_commands(parser, _DATA_COMMANDS)
+
+
+def _data(options: Any) -> int | None:
+    return _DATA_COMMANDS[options.command][0](options[options.command])
+
+
+def _add_data_check(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="A folder, a .csv or .npz file, or a name, as --data of run.")
+    parser.add_argument("--dir", type=str, help="Folder in which a TFDS dataset is prepared.")
+
+
+def _data_check(options: Any) -> int:
+    _quiet_tensorflow()
+    from . import checking, display
+
+    with display.counting("pictures") as progress:
+        check = checking.check_data(options.data, options.dir, progress)
+    display.data_check(check)
+    return int(not check.clean)
+
+
+def _add_data_show(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="A folder, a .csv or .npz file, or a name, as --data of run.")
+    parser.add_argument("--out", type=str, default="pictures.png", help="The PNG file to write.")
+    parser.add_argument("--model", type=str, default="auto", help="Preset whose picture size is shown.")
+    parser.add_argument("--rows", type=int, default=5, help="Rows of pictures.")
+    parser.add_argument("--columns", type=int, default=8, help="Columns of pictures.")
+    parser.add_class_arguments(InputConfig, "input")
+    parser.add_class_arguments(AugmentConfig, "augment")
+    _add_overwrite(parser)
+
+
+def _data_show(options: Any) -> None:
+    values = options.clone().as_dict()
+    config = RunConfig.from_dict({name: values[name] for name in ("data", "model", "input", "augment")})
+    _quiet_tensorflow()
+    from . import running
+
+    running.show_data(config, options.out, options.rows, options.columns, options.overwrite)
+    print(f"Pictures as a model is fed them: {options.out}")
+
+
+_DATA_COMMANDS: Commands = {
+    "check": (_data_check, _add_data_check, "Find bad, duplicate and leaking pictures; the exit code is 1 if any."),
+    "show": (_data_show, _add_data_show, "Draw a sheet of training pictures as a model is fed them."),
+}
+
+_COMMANDS: Commands = {
     "run": (_run, _add_run, "Train, export, prove and report."),
     "train": (_train, _add_run, "Train only; `run` with the same settings goes on from there."),
     "evaluate": (_evaluate, _add_evaluate, "Evaluate a run or one of its files on its test pictures."),
     "export": (_export, _add_export, "Export a run's model and prove the files."),
     "predict": (_predict, _add_predict, "Name what pictures show."),
-    "list": (_list, _add_list, "List the presets."),
+    "list": (_list, _add_list, "List the presets, or the recipes."),
+    "data": (_data, _add_data, "Look through pictures before they are used."),
     "devices": (_devices, _add_devices, "Predict where a file runs, operator by operator."),
     "benchmark": (_benchmark, _add_benchmark, "Measure time, size and memory of files."),
 }

@@ -1,11 +1,13 @@
 """What the commands print."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +16,7 @@ from .report import proof_cells
 if TYPE_CHECKING:
     from vit_keras.export import Benchmark, DeviceCheck, Refusal
 
+    from .checking import DataCheck, FoundPicture
     from .evaluation import Evaluation
     from .prediction import Prediction
 
@@ -21,6 +24,46 @@ if TYPE_CHECKING:
 def progress() -> int:
     """Returns the `verbose` of `model.fit` that suits the output: a bar on a terminal, else a line per epoch."""
     return 1 if sys.stdout.isatty() else 2
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows a bar while things are counted: gives a function of their number and of all; `None` off a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def data_check(check: "DataCheck") -> None:
+    """Prints counts per class, then what is wrong with a set of pictures, by name."""
+    splits = list(check.counts)
+    rows = [
+        {"class": label, **{split: f"{check.counts[split][label]:,}" for split in splits}}
+        for label in check.counts[splits[0]]
+    ]
+    rows.append({"class": "all", **{split: f"{sum(check.counts[split].values()):,}" for split in splits}})
+    _print_table(check.name, rows)
+    for picture in check.bad:
+        print(f"bad: {picture.picture}: {picture.fault}")
+    for kind, groups in (("duplicate", check.duplicates), ("leak", check.leaks)):
+        for group in groups:
+            print(f"{kind}: {' = '.join(_place(picture, group) for picture in group)}")
+    print(
+        f"{len(check.bad):,} bad pictures, {len(check.duplicates):,} groups of duplicates, "
+        f"{len(check.leaks):,} groups in more than one split"
+    )
+
+
+def _place(picture: "FoundPicture", group: Sequence["FoundPicture"]) -> str:
+    """Names a picture, and its split and class where those in its group differ."""
+    splits, labels = ({getattr(other, name) for other in group} for name in ("split", "label"))
+    added = [picture.split] * (len(splits) > 1) + [picture.label] * (len(labels) > 1)
+    return f"{picture.picture} ({', '.join(added)})" if added else picture.picture
 
 
 def proof(report: dict[str, Any], folder: str | Path) -> None:
@@ -78,6 +121,22 @@ def presets(pattern: str) -> None:
     if not names:
         raise ValueError(f"pattern must match a preset; `vit-keras list` shows all. Received: pattern={pattern}")
     _print_table(None, [{"model": name, **_facts(get_preset(name))} for name in names])
+
+
+def recipes(pattern: str) -> None:
+    """Prints a line per recipe whose name matches a shell-style pattern.
+
+    Raises:
+        ValueError: no recipe matches.
+    """
+    import fnmatch
+
+    from .recipe import list_recipes
+
+    found = {name: text for name, text in list_recipes().items() if fnmatch.fnmatch(name, pattern)}
+    if not found:
+        raise ValueError(f"pattern must match a recipe; `vit-keras list --recipes` shows all. Received: {pattern=}")
+    _print_table(None, [{"recipe": name, "what": text} for name, text in found.items()], wide=("what",))
 
 
 def devices(checks: Sequence["DeviceCheck"], path: str | Path) -> None:

@@ -13,7 +13,7 @@ from vit_keras.export import Classifier, metadata, try_file
 from vit_keras.export.framing import Framing
 from vit_keras.export.saved_model import decode_picture
 
-from .datasets import picture_fault
+from .pictures import picture_fault
 from .run_folder import RunFolder, read_labels
 
 

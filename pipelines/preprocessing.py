@@ -1,40 +1,77 @@
 """From a split to `tf.data.Dataset`s of batches: pixels float32 0 to 255, the model normalises."""
 
+import hashlib
+import math
+import os
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from vit_keras.export.saved_model import decode_picture, fit_picture
+from vit_keras.export.files import free_bytes, replacing
+from vit_keras.export.saved_model import decode_picture, fit_picture, orientation, upright
 
-from .augmentation import augment, draw
-from .config import AugmentConfig
-from .datasets import Split
+from .augmentation import Plan, change_batch, change_picture, crop_box, plan
+from .config import BALANCES, AugmentConfig, Changes
+from .datasets import Split, class_weights
+from .records import encoded_reader
 
 IN_MEMORY_BYTES = 2**31
 """Splits of up to so many bytes of pixels are decoded once and kept in memory."""
+ON_DISK_BYTES = 2**36
+"""Larger ones of up to so many are kept on disk."""
 
 
-def load_pixels(split: Split, image_size: tuple[int, int]) -> Split:
-    """Decodes and resizes a split once, in parallel, where it fits into memory.
+def load_pixels(split: Split, image_size: tuple[int, int], folder: str | Path | None = None) -> Split:
+    """Decodes and resizes a split once, in parallel: into memory, or into a file if that is too small.
 
     Args:
         split: Pictures in any form.
         image_size: Height and width in pixels.
+        folder: Where to keep the pixels that `IN_MEMORY_BYTES` have no room for; a whole file that is there already,
+            of the same pictures, is used.
 
     Returns:
-        The split with uint8 pixels, `(n, H, W, 3)`; unchanged if they would take more than `IN_MEMORY_BYTES`.
+        The split with uint8 pixels, `(n, H, W, 3)`; unchanged if they have room nowhere: without a folder, or if they
+        would take more than `ON_DISK_BYTES` or half of the disk's free space.
     """
     height, width = image_size
+    shape = (len(split), height, width, 3)
     if isinstance(split.images, np.ndarray) and split.images.shape[1:3] == (height, width):
         return split
-    if len(split) * height * width * 3 > IN_MEMORY_BYTES:
+    if math.prod(shape) <= IN_MEMORY_BYTES:
+        return replace(split, images=_fill(np.empty(shape, "uint8"), split, image_size))
+    if folder is None:
         return split
+    file = Path(folder) / f"{_digest(split)}.{height}x{width}.npy"
+    if not file.exists():
+        if math.prod(shape) > min(ON_DISK_BYTES, free_bytes(folder) // 2):
+            return split
+        with replacing(file) as temporary:
+            pixels = np.lib.format.open_memmap(temporary, "w+", "uint8", shape)
+            _fill(pixels, split, image_size).flush()
+    return replace(split, images=np.load(file, mmap_mode="r", allow_pickle=False))
+
+
+def _fill(pixels: np.ndarray, split: Split, image_size: tuple[int, int]) -> np.ndarray:
     dataset = tf.data.Dataset.range(len(split)).map(_picture_reader(split, image_size), tf.data.AUTOTUNE)
-    pixels = np.empty((len(split), height, width, 3), "uint8")
     for i, picture in enumerate(dataset.as_numpy_iterator()):
         pixels[i] = picture
-    return Split(pixels, split.labels, split.framing)
+    return pixels
+
+
+def _digest(split: Split) -> str:
+    """Tells other pictures, those in another order, and those in another framing apart."""
+    digest = hashlib.blake2b(repr(split.framing).encode(), digest_size=16)
+    for i in range(len(split)):
+        image = split.images[i]
+        if isinstance(image, str):
+            facts = Path(image).stat()
+            image = f"{image}\n{facts.st_size}\n{facts.st_mtime_ns}\n".encode()
+        digest.update(image)
+    return digest.hexdigest()
 
 
 def batches(split: Split, image_size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
@@ -60,11 +97,15 @@ def training_batches(
     config: AugmentConfig,
     seed: int,
     first_epoch: int = 0,
+    first_step: int = 0,
+    num_classes: int | None = None,
+    balance: str = "none",
+    shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Returns shuffled and augmented pictures, epoch after epoch without end.
 
-    Order and changes depend on seed, epoch and index alone: a training that starts again at `first_epoch` sees what
-    an uninterrupted one would have seen.
+    Order and changes depend on seed, epoch and index alone, not on the number of threads: a training that starts again
+    at `first_epoch` and `first_step` sees what an uninterrupted one would have seen.
 
     Args:
         split: Pictures in any form.
@@ -73,36 +114,155 @@ def training_batches(
         config: Augmentation.
         seed: Seed of order and augmentation.
         first_epoch: Epoch to start with.
+        first_step: Batch of that epoch to start with.
+        num_classes: Number of classes; needed with MixUp or CutMix.
+        balance: `"none"`, `"sampling"` (pictures of rare classes are drawn more often) or `"weights"` (they weigh more:
+            batches have a third part, the weights).
+        shard: Number of this host, and how many hosts share each batch: `batch_size` is that of one of them.
 
     Returns:
-        Batches of pixels, float32 `(batch_size, H, W, 3)`, and labels, int32 `(batch_size,)`.
+        Batches of pixels, uint8 `(batch_size, H, W, 3)`, float32 where noise is added, and labels, int32
+        `(batch_size,)`, or with MixUp or CutMix the share of each class, float32 `(batch_size, num_classes)`.
+
+    Raises:
+        ValueError: an unknown `balance`, pictures to be mixed without `num_classes`.
     """
-    count = len(split)
+    if balance not in BALANCES:
+        raise ValueError(f"balance must be one of {', '.join(BALANCES)}. Received: balance={balance!r}")
+    changes = config.changes(image_size)
+    if changes.mixes and num_classes is None:
+        raise ValueError("num_classes must be given with MixUp or CutMix. Received: num_classes=None")
+    classes = num_classes or int(split.labels.max()) + 1
+    weights = class_weights(split.labels, classes) if balance != "none" else np.ones(1, "float32")
+    order = _Order(split.labels, batch_size, changes.repeats, seed, shard, weights if balance == "sampling" else None)
     labels = tf.constant(split.labels)
-    read = _picture_reader(split, image_size)
+    read = _cropping_reader(split, image_size, changes)
 
-    def examples(epoch: tf.Tensor) -> tf.data.Dataset:
-        key = tf.stack([tf.cast(seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seed=key)
-        order = order[: count - count % batch_size]
-        return tf.data.Dataset.from_tensor_slices(order).map(lambda index: (epoch, index))
+    def draw(epoch: tf.Tensor, indices: tf.Tensor, copies: tf.Tensor) -> tuple[tf.Tensor, Plan]:
+        key = tf.stack([tf.constant(seed, tf.int64), epoch])
+        return indices, plan(key, indices * changes.repeats + copies, image_size, changes)
 
-    def load(epoch: tf.Tensor, index: tf.Tensor):
-        return read(index), labels[index], draw(seed, epoch, index, image_size, config)
+    def load(index: tf.Tensor, own: Plan) -> tuple[tf.Tensor, tf.Tensor, Plan]:
+        return change_picture(read(index, own.crop), own, changes), labels[index], own
 
-    dataset = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max).flat_map(examples)
-    dataset = dataset.map(load, tf.data.AUTOTUNE).batch(batch_size, drop_remainder=True)
-    dataset = dataset.map(lambda x, y, draws: (augment(tf.cast(x, tf.float32), draws, config), y), tf.data.AUTOTUNE)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    def finish(pictures: tf.Tensor, labels: tf.Tensor, own: Plan) -> tuple[tf.Tensor, ...]:
+        pictures, targets = change_batch(pictures, labels, own, changes, num_classes)
+        if balance != "weights":
+            return pictures, targets
+        if changes.mixes:
+            return pictures, targets, tf.linalg.matvec(targets, tf.constant(weights))
+        return pictures, targets, tf.gather(weights, labels)
+
+    dataset = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
+    dataset = dataset.flat_map(lambda epoch: order(epoch, tf.where(epoch == first_epoch, first_step, 0)))
+    # As many threads as cores: the pipeline does nothing but compute, and tf.data's own choice was slower and unsteady.
+    dataset = dataset.map(draw).prefetch(1).unbatch().map(load, os.cpu_count())
+    return dataset.batch(batch_size, drop_remainder=True).map(finish).prefetch(2)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which pictures stand in which batch of an epoch."""
+
+    labels: np.ndarray
+    batch_size: int
+    repeats: int
+    seed: int
+    shard: tuple[int, int]
+    weights: np.ndarray | None
+
+    def __call__(self, epoch: tf.Tensor, first_step: tf.Tensor) -> tf.data.Dataset:
+        """Returns the batches of an epoch from a step on: the epoch, indices and numbers of the copies, `(B,)`."""
+        count, (host, hosts) = len(self.labels), self.shard
+        steps = count // (self.batch_size * hosts)
+        key = tf.stack([tf.constant(self.seed, tf.int64), epoch])
+        if self.weights is None:
+            order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seed=key)
+        else:
+            edges = np.cumsum(self.weights[self.labels], dtype="float64")
+            drawn = tf.random.stateless_uniform((count,), key, dtype=tf.float64) * edges[-1]
+            order = tf.searchsorted(tf.constant(edges), drawn, side="right", out_type=tf.int64)
+        place = tf.range(steps * hosts * self.batch_size, dtype=tf.int64)
+        indices = tf.gather(order, place // self.repeats)
+        parts = [
+            tf.reshape(x, (steps, hosts, self.batch_size))[first_step:, host] for x in (indices, place % self.repeats)
+        ]
+        return tf.data.Dataset.from_tensor_slices(tuple(parts)).map(lambda i, copy: (epoch, i, copy))
 
 
 def _picture_reader(split: Split, image_size: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a function from an index to the pixels of that picture, uint8 `(H, W, 3)`."""
-    images = tf.constant(split.images)
-    if images.dtype == tf.uint8:
-        if tuple(images.shape[1:3]) == tuple(image_size):
-            return lambda i: images[i]
-        return lambda i: fit_picture(images[i], image_size, split.framing)
-    if isinstance(split.images[0], bytes):
-        return lambda i: decode_picture(images[i], image_size, split.framing)
-    return lambda i: decode_picture(tf.io.read_file(images[i]), image_size, split.framing)
+    get = _source(split)
+    if isinstance(split.images, np.ndarray):
+        if split.images.shape[1:3] == tuple(image_size):
+            return get
+        return lambda i: fit_picture(get(i), image_size, split.framing)
+    return lambda i: decode_picture(get(i), image_size, split.framing)
+
+
+def _cropping_reader(
+    split: Split, image_size: tuple[int, int], changes: Changes
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns a function from an index and `Plan.crop` to the pixels of a random resized crop, uint8 `(H, W, 3)`.
+
+    Without random crops the framing decides what is cut out.
+    """
+    if changes.crop_area == 1:
+        whole = _picture_reader(split, image_size)
+        return lambda i, _drawn: whole(i)
+    get = _source(split)
+    if isinstance(split.images, np.ndarray):
+        return lambda i, drawn: _crop(get(i), drawn, image_size, changes)
+    return lambda i, drawn: _decode_crop(get(i), drawn, image_size, changes)
+
+
+def _source(split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a function from an index to a picture's pixels, uint8 `(h, w, 3)`, or to its file's content."""
+    if isinstance(split.images, np.memmap):
+        file, shape = split.images, split.images.shape[1:]
+        return lambda i: tf.ensure_shape(tf.numpy_function(lambda i: np.asarray(file[i]), (i,), tf.uint8), shape)
+    if isinstance(split.images, np.ndarray):
+        pixels = tf.constant(split.images)
+        return lambda i: pixels[i]
+    return encoded_reader(split.images)
+
+
+def _decode_crop(encoded: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> tf.Tensor:
+    """Decodes no more of a JPEG than its random crop, and a large one at a fraction of its size."""
+    turned = orientation(encoded)
+
+    def fused() -> tf.Tensor:
+        box = crop_box(drawn, tf.image.extract_jpeg_shape(encoded)[:2], changes)
+        spare = _spare(box, image_size)
+        halvings = tf.cast(spare >= 2, tf.int32) + tf.cast(spare >= 4, tf.int32) + tf.cast(spare >= 8, tf.int32)
+        decoders = [
+            lambda ratio=ratio: tf.image.decode_and_crop_jpeg(encoded, box // ratio, channels=3, ratio=ratio)
+            for ratio in (1, 2, 4, 8)
+        ]
+        return _resize(tf.switch_case(halvings, decoders), image_size)
+
+    def plain() -> tf.Tensor:
+        picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        return _crop(upright(picture, turned), drawn, image_size, changes)
+
+    return tf.cond(tf.io.is_jpeg(encoded) & (turned == 1), fused, plain)
+
+
+def _crop(picture: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> tf.Tensor:
+    """Cuts a random resized crop out of a picture, uint8 `(h, w, 3)`."""
+    box = crop_box(drawn, tf.shape(picture)[:2], changes)
+    top, left, height, width = tf.unstack(box)
+    cut = picture[top : top + height, left : left + width]
+    far = _spare(box, image_size) >= 2
+    return tf.cond(far, lambda: _resize(cut, image_size, antialias=True), lambda: _resize(cut, image_size))
+
+
+def _spare(box: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+    """Returns how many times as large as needed a window is, in that direction where it is least."""
+    return tf.reduce_min(tf.cast(box[2:], tf.float32) / tf.constant(image_size, tf.float32))
+
+
+def _resize(picture: tf.Tensor, image_size: tuple[int, int], antialias: bool = False) -> tf.Tensor:
+    """Resizes bilinearly, uint8 to uint8. TensorFlow has a fast way for float32 only."""
+    resized = tf.image.resize(tf.cast(picture, tf.float32), image_size, antialias=antialias)
+    return tf.ensure_shape(tf.cast(resized + 0.5, tf.uint8), (*image_size, 3))

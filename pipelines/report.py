@@ -29,7 +29,7 @@ def plot_history(rows: Sequence[dict[str, float]], path: str | Path | None = Non
         axes.legend(frameon=False)
     best = min(range(len(rows)), key=lambda i: rows[i]["val_loss"])
     axes.plot(epochs[best], rows[best]["val_accuracy"], "o", color=_ORANGE)
-    _write(figure, path)
+    write_figure(figure, path)
     return figure
 
 
@@ -49,7 +49,7 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | Path 
         for row, column in zip(*np.nonzero(matrix), strict=True):
             dark = shares[row, column] > 0.5
             axes.text(column, row, matrix[row, column], ha="center", va="center", color="white" if dark else "black")
-    _write(figure, path)
+    write_figure(figure, path)
     return figure
 
 
@@ -72,7 +72,7 @@ def plot_sensitivity(errors: Mapping[str, Sequence[Mapping[str, Any]]], path: st
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
-    _write(figure, path)
+    write_figure(figure, path)
     return figure
 
 
@@ -215,7 +215,7 @@ def _image(figure: Figure, text: str) -> str:
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
 
 
-def _write(figure: Figure, path: str | Path | None) -> None:
+def write_figure(figure: Figure, path: str | Path | None) -> None:
     if path is not None:
         with replacing(path) as temporary, matplotlib.rc_context():
             figure.savefig(temporary, format="png", dpi=130)

@@ -28,6 +28,7 @@ class RunFolder:
         self.labels_file = self.path / "labels.txt"
         self.history_plot = self.path / "history.png"
         self.confusion_plot = self.path / "confusion.png"
+        self.tensorboard = self.path / "tensorboard"
         self.export = self.path / "export"
         self.saved_model = self.export / "saved_model"
         self.relaxations = self.export / "relaxations.json"
@@ -81,7 +82,14 @@ class RunFolder:
         """Removes what a run has written, the configuration last, and nothing else."""
         for file in (self.report_json, self.report_html, self.model_file, self.metrics_file, self.environment_file):
             remove(file)
-        for file in (self.labels_file, self.history_plot, self.confusion_plot, self.export, self.state):
+        for file in (
+            self.labels_file,
+            self.history_plot,
+            self.confusion_plot,
+            self.tensorboard,
+            self.export,
+            self.state,
+        ):
             remove(file)
         remove(self.config_file)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -24,27 +24,31 @@ import yaml
 from matplotlib.figure import Figure
 
 import vit_keras
-from vit_keras import create_model, explain, get_preset
+from vit_keras import explain, get_preset
 from vit_keras.export import try_file
-from vit_keras.export.files import free_bytes, remove
+from vit_keras.export.files import free_bytes, refuse_existing, remove
 from vit_keras.export.framing import check_image_sizes
 from vit_keras.export.metadata import check_labels
 from vit_keras.export.rewriting import at_size
 
+from . import distribution
 from . import report as reporting
 from .config import ExportConfig, RunConfig
 from .datasets import ImageData, load_data, median_side, stratified_sample
+from .distribution import Process
 from .evaluation import Evaluation, evaluate_model
 from .exporting import export_files, pixels, prove
-from .preprocessing import batches, load_pixels, training_batches
+from .fitting import build_model, fit_model, plain_copy, with_teacher
+from .preprocessing import batches
 from .run_folder import RunFolder
-from .training import fit, write_metrics
+from .sheet import picture_sheet
+from .training import check_fit, write_metrics
 
 logger = logging.getLogger(__name__)
 
 REPORT_FORMAT = 1
-BYTES_PER_PARAMETER = 48
-"""Disk space of a run: two training states with their optimisers, the model, the SavedModel, six files."""
+BYTES_PER_PARAMETER = 88
+"""Disk space of a run: three training states with all an optimiser has, the model, the SavedModel, six files."""
 NUM_PICTURES = 12
 """Test pictures on the report's page."""
 
@@ -64,8 +68,15 @@ def run(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> d
         FileExistsError: the folder holds a finished run, one of other settings, or something else.
         ValueError: data or settings that cannot be used.
     """
-    folder, config, data, model = _prepare(config, overwrite, "finished")
-    model = _trained_model(folder, config, data, model, verbose)
+    process = distribution.initialize()
+    if process.count > 1:
+        raise ValueError(
+            "Several processes can train together, not run: call train, then export in one process on TensorFlow. "
+            f"Received: count={process.count}"
+        )
+    with distribution.scope():
+        folder, config, data, model = _prepare(config, overwrite, "finished", process)
+        model = _trained_model(folder, config, data, model, verbose, process)
     with _timed(folder, "export"):
         export_files(folder, config.export, model, data)
     return _report(folder, config, data, model)
@@ -77,8 +88,11 @@ def train(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) ->
     Returns:
         The model's evaluation on the test split.
     """
-    folder, config, data, model = _prepare(config, overwrite, "trained")
-    model = _trained_model(folder, config, data, model, verbose)
+    keras.utils.set_random_seed(config.fit.seed)
+    process = distribution.initialize()
+    with distribution.scope():
+        folder, config, data, model = _prepare(config, overwrite, "trained", process)
+        model = _trained_model(folder, config, data, model, verbose, process)
     return evaluate_model(model, data.test)
 
 
@@ -153,17 +167,42 @@ def export_model(path: str | Path, config: RunConfig, overwrite: bool = False) -
     return content
 
 
+def show_data(config: RunConfig, path: str | Path, rows: int = 5, columns: int = 8, overwrite: bool = False) -> Figure:
+    """Draws a sheet of training pictures as a run of this configuration would feed them to its model.
+
+    Args:
+        config: `data`, `model`, `input` and `augment` count.
+        path: The PNG file to write.
+        rows: Rows of pictures.
+        columns: Columns of pictures.
+        overwrite: Whether to replace a file that is there already.
+
+    Raises:
+        FileExistsError: the file exists and `overwrite` is false.
+    """
+    refuse_existing(path, overwrite)
+    data = _load(config)
+    resolved = _resolve(config, RunFolder(folder_of(config)), data)
+    image_size = cast("tuple[int, int]", resolved.input.image_size)
+    return picture_sheet(
+        data.framed(resolved.input.framing), image_size, resolved.augment, path, rows, columns, config.fit.seed
+    )
+
+
 def folder_of(config: RunConfig) -> Path:
     """Returns the folder that a run of this configuration goes into."""
     if config.out:
         return Path(config.out)
-    return Path("runs") / Path(config.data).expanduser().resolve().name.replace(":", "_")
+    data = Path(config.data).expanduser().resolve()
+    return Path("runs") / (data.stem if data.suffix in (".csv", ".npz") else data.name).replace(":", "_")
 
 
 # Stages
 
 
-def _prepare(config: RunConfig, overwrite: bool, until: str) -> tuple[RunFolder, RunConfig, ImageData, keras.Model]:
+def _prepare(
+    config: RunConfig, overwrite: bool, until: str, process: Process
+) -> tuple[RunFolder, RunConfig, ImageData, keras.Model]:
     """Loads the data, resolves what the configuration leaves open, builds the model, and makes the folder ready.
 
     In this order, so that whatever can be refused is refused before a file is touched.
@@ -179,18 +218,22 @@ def _prepare(config: RunConfig, overwrite: bool, until: str) -> tuple[RunFolder,
     data = data.framed(config.input.framing)
     keras.utils.set_random_seed(config.fit.seed)
     weights = None if folder.trained and not overwrite else config.weights
-    model = create_model(config.model, len(data.classes), config.input.image_size, weights=weights, **config.override)
+    check_fit(config.fit)
+    model = build_model(config, len(data.classes), weights)
+    if overwrite or not folder.trained:
+        with_teacher(model, config)
     needed = BYTES_PER_PARAMETER * model.count_params()
     if free_bytes(folder.path) < needed:
         raise OSError(
             errno.ENOSPC, f"A run of {config.model} needs about {needed / 1e6:.1f} MB of disk", str(folder.path)
         )
-    folder.begin(config, overwrite)
+    if process.index == 0:
+        folder.begin(config, overwrite)
     return folder, config, data, model
 
 
 def _load(config: RunConfig) -> ImageData:
-    data = load_data(config.data, config.input.dir, config.input.split_seed)
+    data = load_data(config.data, config.input.dir, config.input.split_seed, config.input.skip_bad)
     return data.framed(config.input.framing)
 
 
@@ -201,9 +244,6 @@ def _resolve(config: RunConfig, folder: RunFolder, data: ImageData) -> RunConfig
     image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
     interpolation = config.input.interpolation or preset.interpolation
     crop_fraction = config.input.crop_fraction or preset.crop_fraction
-    noise = config.augment.noise
-    if noise is None:
-        noise = 0.15 if max(image_size) <= 16 else 0.0
     epochs = config.fit.epochs
     if epochs is None:
         steps_per_epoch = max(1, len(data.train) // config.fit.batch_size)
@@ -215,7 +255,7 @@ def _resolve(config: RunConfig, folder: RunFolder, data: ImageData) -> RunConfig
         input=dataclasses.replace(
             config.input, image_size=image_size, interpolation=interpolation, crop_fraction=crop_fraction
         ),
-        augment=dataclasses.replace(config.augment, noise=noise),
+        augment=config.augment.resolved(image_size),
         fit=dataclasses.replace(config.fit, epochs=epochs),
     )
 
@@ -228,32 +268,31 @@ def _fitting_model(data: ImageData) -> str:
 
 
 def _trained_model(
-    folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model, verbose: str | int
+    folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model, verbose: str | int, process: Process
 ) -> keras.Model:
-    """Trains a fresh model, or loads the run's where that was done before."""
+    """Trains a fresh model, or loads the run's where that was done before. The first of several processes writes."""
     if folder.trained:
         return vit_keras.load_model(folder.model_file)
     with _timed(folder, "training"):
-        image_size = model.input_shape[1:3]
-        batch_size = min(config.fit.batch_size, len(data.train))
-        pixels = load_pixels(data.train, image_size)
-        rows = fit(
-            model,
-            lambda epoch: training_batches(pixels, image_size, batch_size, config.augment, config.fit.seed, epoch),
-            batches(load_pixels(data.validation, image_size), image_size, 256),
-            config.fit,
-            len(data.train) // batch_size,
-            folder.state / "training",
-            verbose,
-        )
+        rows = fit_model(folder, config, data, model, verbose, process)
+    with distribution.local():
+        model = plain_copy(model)
+    if process.index:
+        return model
     write_metrics(rows, folder.metrics_file)
     reporting.plot_history(rows, folder.history_plot)
     folder.write_text(folder.labels_file, "\n".join(data.classes) + "\n")
-    folder.write_json(folder.environment_file, _environment(config))
+    folder.write_json(folder.environment_file, _environment(config, data))
     # A plain loss, so that the file loads in any program that knows our layers.
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    folder.save_model(model)
-    remove(folder.state / "training")
+    with distribution.local():
+        folder.save_model(model)
+    logs = folder.state / "training" / "tensorboard"
+    if logs.exists():
+        remove(folder.tensorboard)
+        logs.rename(folder.tensorboard)
+    for file in ("training", "pixels"):
+        remove(folder.state / file)
     return model
 
 
@@ -336,8 +375,8 @@ def _pictures(model: keras.Model, evaluation: Evaluation, images: np.ndarray, cl
     )
 
 
-def _environment(config: RunConfig) -> dict[str, Any]:
-    """Returns what a result may depend on: versions, seeds, hardware."""
+def _environment(config: RunConfig, data: ImageData) -> dict[str, Any]:
+    """Returns what a result may depend on: versions, seeds, hardware, pictures that were left out."""
     packages = ("keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer", "numpy", "scikit-learn")
     return {
         "vit_keras": vit_keras.__version__,
@@ -348,6 +387,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "skipped": {bad.picture: bad.fault for bad in data.skipped},
     }
 
 

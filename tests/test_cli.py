@@ -12,22 +12,22 @@ import pytest
 import yaml
 from PIL import Image
 
-from vit_keras.pipelines.cli import main
+from vit_keras.pipelines.cli import build_parser, main
 from vit_keras.pipelines.config import FitConfig, InputConfig, RunConfig
 
-COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "devices", "benchmark")
+COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "data", "devices", "benchmark")
 
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     """An empty current folder; a training or a download that starts fails the test."""
-    from vit_keras.pipelines import running
+    from vit_keras.pipelines import fitting
 
     def never(*args, **kwargs):
         raise AssertionError("started in spite of bad input")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(running, "fit", never)
+    monkeypatch.setattr(fitting, "fit", never)
     monkeypatch.setattr("tensorflow_datasets.core.DatasetBuilder.download_and_prepare", never)
     monkeypatch.delenv("VIT_KERAS_TRACEBACK", raising=False)
 
@@ -143,13 +143,14 @@ def test_unknown_and_missing_words(capsys, arguments, parts):
         ("fit.epochs", "1.5"),
         ("fit.batch_size", "many"),
         ("fit.learning_rate", "fast"),
-        ("fit.patience", "null"),
+        ("fit.batch_size", "null"),
         ("augment.flip", "perhaps"),
         ("augment.shift", "[1, 2]"),
         ("export.threads", "1.5"),
         ("export.saved_model", "3"),
         ("input.image_size", "big"),
         ("input.split_seed", "1.5"),
+        ("input.skip_bad", "perhaps"),
         ("override", "3"),
     ],
 )
@@ -182,6 +183,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_flag(capsys, flag, value)
         ("input.image_size", "0"),
         ("input.image_size", "[8, 8, 8]"),
         ("input.split_seed", "-1"),
+        ("input.balance", "classes"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_flag(capsys, flag, value):
@@ -404,6 +406,39 @@ def test_a_folder_as_picture_is_named(capsys, tmp_path, run_folder):
 # What works
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], (False, True)),
+        (["--input.skip_bad", "--export.saved_model=false"], (True, False)),
+        (["--input.skip_bad", "true", "--export.saved_model", "false"], (True, False)),
+        (["--export.saved_model", "--input.skip_bad=false"], (False, True)),
+    ],
+)
+def test_a_flag_may_stand_alone_or_have_a_value(arguments, expected):
+    options = build_parser()[0].parse_args(["run", *arguments])["run"]
+    assert (options.input.skip_bad, options.export.saved_model) == expected
+
+
+def test_pictures_that_were_left_out_are_in_the_environment(tmp_path):
+    from vit_keras.pipelines import running
+
+    for name in ("cat", "dog"):
+        for i in range(10):
+            save_picture(tmp_path / "pets" / name / f"{i}.png")
+    (tmp_path / "pets" / "cat" / "bad.png").write_bytes(b"")
+    config = RunConfig(data=str(tmp_path / "pets"), input=InputConfig(skip_bad=True))
+    skipped = running._environment(config, running._load(config))["skipped"]
+    assert skipped == {str(tmp_path / "pets" / "cat" / "bad.png"): "the file is empty"}
+
+
+@pytest.mark.parametrize(("data", "name"), [("a/pets.csv", "pets"), ("mine.npz", "mine"), ("pets.v2", "pets.v2")])
+def test_a_run_is_called_as_its_data(data, name):
+    from vit_keras.pipelines.running import folder_of
+
+    assert folder_of(RunConfig(data=data)) == Path("runs") / name
+
+
 def test_predict_prints_one_line_per_picture(capsys, run_folder, picture):
     assert main(["predict", "run", "picture.png", str(picture)]) == 0
     captured = capsys.readouterr()
@@ -447,7 +482,10 @@ def call(*arguments, options=()):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "120"})
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("--version",), *((name, "--help") for name in COMMANDS), ("data", "check", "--help")],
+)
 def test_help_imports_no_backend(arguments):
     result = call(*arguments, options=("-X", "importtime"))
     assert result.returncode == 0
@@ -467,3 +505,42 @@ def test_a_real_process_says_one_sentence_too(tmp_path):
     result = call("evaluate", "missing")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == "vit-keras: error: No run at missing: there is no such folder.\n"
+
+
+# Recipes and the sheet
+
+
+def test_recipes_are_configurations():
+    from vit_keras.pipelines.recipe import list_recipes, recipe_file
+    from vit_keras.pipelines.run_folder import read_config
+
+    recipes = list_recipes()
+    assert "digits" in recipes
+    for name, text in recipes.items():
+        assert len(text) > 20
+        read_config(recipe_file(name))
+
+
+def test_a_recipe_is_called_by_its_name(capsys):
+    assert main(["train", "--config", "digit"]) == 2
+    assert "Unknown recipe 'digit'. Did you mean 'digits'?" in capsys.readouterr().err
+    for arguments in (["--config", "digits"], ["--config=digits"]):
+        assert main(["train", *arguments, "--data", "nowhere/at/all"]) == 2
+        assert "nowhere/at/all" in capsys.readouterr().err
+
+
+def test_list_prints_the_recipes(capsys):
+    assert main(["list", "--recipes"]) == 0
+    assert "digits" in capsys.readouterr().out
+    assert main(["list", "x*", "--recipes"]) == 2
+    assert "must match a recipe" in capsys.readouterr().err
+
+
+def test_data_show_draws_a_sheet(tmp_path, capsys):
+    command = ["data", "show", "digits", "--rows", "2", "--columns", "3", "--augment.policy", "none"]
+    assert main(command) == 0
+    assert Image.open("pictures.png").size[0] > 300
+    assert "pictures.png" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0

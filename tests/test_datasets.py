@@ -334,7 +334,7 @@ def test_of_many_bad_files_ten_are_named(tmp_path):
     with pytest.raises(ValueError, match="13 of 33 files") as error:
         load_data(str(root))
     assert str(error.value).count("the file is empty") == 10
-    assert str(error.value).endswith("; and 3 more")
+    assert str(error.value).endswith("; and 3 more. --input.skip_bad goes on without them.")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp"])

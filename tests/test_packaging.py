@@ -252,7 +252,7 @@ def guarded(name, globals=None, locals=None, fromlist=(), level=0):
 
 sys.meta_path.insert(0, Blocker())
 builtins.__import__ = guarded
-for module in ("models", "layers", "heads", "registry", "explain", "loading"):
+for module in ("models", "layers", "heads", "registry", "distillation", "explain", "loading"):
     importlib.import_module(f"vit_keras.{module}")
 import numpy, vit_keras
 model = vit_keras.create_model("vit_micro_patch2_8", 3, num_layers=1)

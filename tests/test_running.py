@@ -23,7 +23,7 @@ from vit_keras import create_model, load_model, weights
 from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels
 from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
-from vit_keras.pipelines import cli, exporting, running
+from vit_keras.pipelines import cli, exporting, fitting, running
 from vit_keras.pipelines.config import ExportConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.prediction import predict
 from vit_keras.pipelines.run_folder import RunFolder, read_config
@@ -125,7 +125,9 @@ def test_the_configuration_is_resolved(finished_run):
     assert resolved.model == "vit_micro_patch2_8"
     assert resolved.input.image_size == (8, 8)
     assert resolved.export.kinds == DEFAULT_KINDS
-    assert None not in yaml.safe_load((finished_run / "config.yaml").read_text())["fit"].values()
+    values = yaml.safe_load((finished_run / "config.yaml").read_text())
+    open_settings = [name for part in ("fit", "augment") for name, value in values[part].items() if value is None]
+    assert open_settings == ["checkpoint_steps"]  # Only at the ends of epochs.
 
 
 def test_report_json(finished_run):
@@ -215,7 +217,7 @@ def test_a_finished_run_is_refused_and_untouched(finished_run):
 
 def test_overwrite_replaces_a_run_and_nothing_else(run_copy, monkeypatch):
     (run_copy / "notes.txt").write_text("mine")
-    monkeypatch.setattr(running, "fit", interrupt)
+    monkeypatch.setattr(fitting, "fit", interrupt)
     with pytest.raises(KeyboardInterrupt):
         running.run(config(run_copy), overwrite=True)
     assert {p.name for p in run_copy.iterdir()} == {"config.yaml", "notes.txt"}
@@ -226,7 +228,7 @@ def interrupt(*args, **kwargs):
 
 
 def test_other_settings_do_not_go_on_with_an_unfinished_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "fit", interrupt)
+    monkeypatch.setattr(fitting, "fit", interrupt)
     with pytest.raises(KeyboardInterrupt):
         running.run(config(tmp_path / "run"))
     changed = replace(SHORT["fit"], epochs=9)
@@ -248,11 +250,11 @@ def test_an_interrupted_run_goes_on(run_copy, monkeypatch, stage):
     home = running.reporting if stage == "write_html" else exporting
     with monkeypatch.context() as patch:
         patch.setattr(home, stage, interrupt)
-        patch.setattr(running, "fit", interrupt)
+        patch.setattr(fitting, "fit", interrupt)
         with pytest.raises(KeyboardInterrupt):
             running.run(config(run_copy))
     assert not (run_copy / "report.json").exists()
-    monkeypatch.setattr(running, "fit", interrupt)
+    monkeypatch.setattr(fitting, "fit", interrupt)
     if stage in ("measure_latency", "write_html"):
         monkeypatch.setattr(exporting, "compare", interrupt)  # Not a second time.
     again = running.run(config(run_copy))
@@ -271,7 +273,7 @@ def test_train_then_run_goes_on(tmp_path, monkeypatch):
     assert not (folder / ".state" / "training").exists()
     with pytest.raises(FileExistsError, match="--overwrite"):
         running.train(config(folder, export=ExportConfig(("float32",), saved_model=False)))
-    monkeypatch.setattr(running, "fit", interrupt)
+    monkeypatch.setattr(fitting, "fit", interrupt)
     report = running.run(config(folder, export=ExportConfig(("float32",), saved_model=False)))
     assert report["keras"]["accuracy"] == evaluation.accuracy
     assert [p.name for p in (folder / "export").iterdir()] == ["model.float32.tflite"]
@@ -287,7 +289,7 @@ def test_export_again(run_copy):
 
 
 def test_unwritable_and_full_disks_are_said_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "fit", interrupt)
+    monkeypatch.setattr(fitting, "fit", interrupt)
     monkeypatch.setattr(running, "free_bytes", lambda path: 1000)
     with pytest.raises(OSError, match="MB of disk"):
         running.run(config(tmp_path / "run"))

@@ -1,0 +1,157 @@
+"""The stage of a run that trains: builds the model as the configuration says, fits it, and gives it back plain."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import vit_keras
+from vit_keras import adapt, count_parameters, create_model
+from vit_keras.distillation import Distiller
+from vit_keras.layers.dense import merged_weights, plain_config
+
+from .config import RunConfig
+from .datasets import ImageData, Split
+from .distribution import Process
+from .preprocessing import batches, load_pixels, training_batches
+from .run_folder import RunFolder
+from .training import FitData, Row, fit
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(config: RunConfig, num_classes: int, weights: str | None) -> keras.Model:
+    """Builds the model that a run trains, and freezes or inserts what `config.adapt` says.
+
+    Args:
+        config: A resolved configuration.
+        num_classes: Number of classes.
+        weights: Checkpoint to start from, or `None`.
+
+    Raises:
+        ValueError: a model, weights or a way to adapt them that do not fit.
+    """
+    with _precision(config.fit.precision):
+        model = create_model(config.model, num_classes, config.input.image_size, weights=weights, **config.override)
+        if config.adapt.method == "full":
+            return model
+        model = adapt(model, seed=config.fit.seed, **config.adapt.arguments())
+    logger.warning("%s: %s", config.adapt.method, count_parameters(model))
+    return model
+
+
+@contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def fit_model(
+    folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model, verbose: str | int, process: Process
+) -> list[Row]:
+    """Trains a run's model, by distillation if it has a teacher; goes on where an interrupted training was.
+
+    Returns:
+        The rows of `fit`. The model has the weights of the best epoch.
+    """
+    return fit(
+        with_teacher(model, config),
+        fit_data(data, model.input_shape[1:3], config, folder.state / "pixels", process),
+        config.fit,
+        folder.state / "training",
+        verbose,
+        process,
+    )
+
+
+def with_teacher(model: keras.Model, config: RunConfig) -> keras.Model:
+    """Joins a model with the teacher that the configuration names: a run's folder or a `.keras` file; if it names one.
+
+    Raises:
+        FileNotFoundError: there is no such teacher.
+        ValueError: a file that holds none, or one of other classes.
+    """
+    path = config.distill.teacher
+    if path is None:
+        return model
+    teacher = vit_keras.load_model(RunFolder(path).require_model() if Path(path).is_dir() else path)
+    return Distiller(model, teacher, **config.distill.arguments())
+
+
+def fit_data(
+    data: ImageData,
+    image_size: tuple[int, int],
+    config: RunConfig,
+    cache: str | Path | None = None,
+    process: Process | None = None,
+) -> FitData:
+    """Returns what a run trains on: batches of its training and validation pictures.
+
+    Args:
+        data: The pictures.
+        image_size: Height and width that the model takes, in pixels.
+        config: `augment`, `fit` and `input` say how.
+        cache: Folder for pixels that memory has no room for.
+        process: Which of several processes that train together this is; each takes its part of every batch.
+
+    Raises:
+        ValueError: a batch size that the processes' devices do not divide.
+    """
+    process = process or Process()
+    batch_size = min(config.fit.batch_size, len(data.train))
+    process.training_rows(0, batch_size)  # Says so if the devices do not divide it.
+    crops = config.augment.changes(image_size).crop_area < 1
+    split = data.train if crops else load_pixels(data.train, image_size, cache)
+
+    def train(epoch: int, step: int) -> Any:
+        return training_batches(
+            split,
+            image_size,
+            batch_size // process.count,
+            config.augment,
+            config.fit.seed,
+            epoch,
+            step,
+            num_classes=len(data.classes),
+            balance=config.input.balance,
+            shard=(process.index, process.count),
+        )
+
+    validation = _validation(load_pixels(data.validation, image_size, cache), image_size, process)
+    return FitData(train, len(data.train) // batch_size, validation)
+
+
+def _validation(split: Split, image_size: tuple[int, int], process: Process) -> Any:
+    if process.devices == 1:
+        return batches(split, image_size, 256)
+    import tensorflow as tf
+
+    size = 256 * process.devices
+    rows, weights = process.evaluation_rows(len(split), size)
+    dataset = batches(split.take(rows), image_size, size // process.count)
+    weighted = tf.data.Dataset.from_tensor_slices(weights).batch(size // process.count)
+    return tf.data.Dataset.zip((dataset, weighted)).map(lambda pair, weight: (*pair, weight))
+
+
+def plain_copy(model: keras.Model) -> keras.Model:
+    """Copies a trained model into one of float32 in which everything trains: LoRA is merged, prompts stay.
+
+    Args:
+        model: A flat functional model of our layers.
+    """
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**plain_config(layer), "dtype": "float32", "trainable": True})
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    for layer in model.layers:
+        copy.get_layer(layer.name).set_weights([np.asarray(weight, "float32") for weight in merged_weights(layer)])
+    return copy

@@ -2,15 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SAMPLING_SECONDS = 0.02
+ENDING_SECONDS = 20
 
 
 class Worker:
@@ -20,29 +22,50 @@ class Worker:
         command: The program, whose side of it is `obey`, and its arguments.
         environment: Variables beside our own; `None` removes one.
         log: File that takes what the process prints to standard error; nothing if `None`.
+        freeze: Whether the process and its children stand still between two answers; for those that would go on
+            filling their buffers while others are measured.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str | None] | None = None, log: Path | None = None
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str | None] | None = None,
+        log: Path | None = None,
+        freeze: bool = False,
     ) -> None:
         variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", **(environment or {})}
         variables = {name: value for name, value in variables.items() if value is not None}
         with open(log or os.devnull, "w") as errors:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-            self.process = subprocess.Popen(command, env=variables, text=True, **pipes)
+            self.process = subprocess.Popen(command, env=variables, text=True, start_new_session=freeze, **pipes)
+        self._freeze = freeze
 
     def answer(self, request: float | None = None) -> dict:
         """Returns the worker's next report; with a `request`, has it compute that much first."""
         if request is not None:
+            self._signal(signal.SIGCONT)
             try:
                 print(request, file=self.process.stdin, flush=True)
             except BrokenPipeError:
                 return {"error": "the process died"}
-        return json.loads(self.process.stdout.readline() or '{"error": "the process died"}')
+        line = self.process.stdout.readline()
+        self._signal(signal.SIGSTOP)
+        return json.loads(line or '{"error": "the process died"}')
 
     def stop(self) -> None:
+        self._signal(signal.SIGCONT)
         self.process.stdin.close()
-        self.process.wait()
+        try:
+            self.process.wait(ENDING_SECONDS if self._freeze else None)
+        except subprocess.TimeoutExpired:  # Its children keep it from ending.
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Reaches the process and its children, if it is one that freezes."""
+        if self._freeze:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
 
 
 def obey(reports: Iterable[dict]) -> None:

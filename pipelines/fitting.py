@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 import vit_keras
 from vit_keras import adapt, count_parameters, create_model
 from vit_keras.distillation import Distiller
-from vit_keras.layers.dense import merged_weights, plain_config
 
 from .config import RunConfig
 from .datasets import ImageData, Split
@@ -139,19 +137,3 @@ def _validation(split: Split, image_size: tuple[int, int], process: Process) -> 
     dataset = batches(split.take(rows), image_size, size // process.count)
     weighted = tf.data.Dataset.from_tensor_slices(weights).batch(size // process.count)
     return tf.data.Dataset.zip((dataset, weighted)).map(lambda pair, weight: (*pair, weight))
-
-
-def plain_copy(model: keras.Model) -> keras.Model:
-    """Copies a trained model into one of float32 in which everything trains: LoRA is merged, prompts stay.
-
-    Args:
-        model: A flat functional model of our layers.
-    """
-
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return type(layer).from_config({**plain_config(layer), "dtype": "float32", "trainable": True})
-
-    copy = keras.models.clone_model(model, clone_function=clone)
-    for layer in model.layers:
-        copy.get_layer(layer.name).set_weights([np.asarray(weight, "float32") for weight in merged_weights(layer)])
-    return copy

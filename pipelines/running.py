@@ -24,7 +24,7 @@ import yaml
 from matplotlib.figure import Figure
 
 import vit_keras
-from vit_keras import explain, get_preset
+from vit_keras import explain, get_preset, merge_lora
 from vit_keras.export import try_file
 from vit_keras.export.files import free_bytes, refuse_existing, remove
 from vit_keras.export.framing import check_image_sizes
@@ -38,7 +38,7 @@ from .datasets import ImageData, load_data, median_side, stratified_sample
 from .distribution import Process
 from .evaluation import Evaluation, evaluate_model
 from .exporting import export_files, pixels, prove
-from .fitting import build_model, fit_model, plain_copy, with_teacher
+from .fitting import build_model, fit_model, with_teacher
 from .preprocessing import batches
 from .run_folder import RunFolder
 from .sheet import picture_sheet
@@ -276,7 +276,7 @@ def _trained_model(
     with _timed(folder, "training"):
         rows = fit_model(folder, config, data, model, verbose, process)
     with distribution.local():
-        model = plain_copy(model)
+        model = merge_lora(model, dtype="float32")
     if process.index:
         return model
     write_metrics(rows, folder.metrics_file)

@@ -9,12 +9,12 @@ from conftest import SHORT
 from harness import randomise_zeros
 
 import vit_keras
-from vit_keras import create_model
+from vit_keras import create_model, merge_lora
 from vit_keras.pipelines import running
 from vit_keras.pipelines.config import AdaptConfig, AugmentConfig, DistillConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.datasets import Split, load_data
 from vit_keras.pipelines.distribution import Process
-from vit_keras.pipelines.fitting import build_model, fit_data, plain_copy
+from vit_keras.pipelines.fitting import build_model, fit_data
 
 QUICK = FitConfig(epochs=1, warmup_epochs=0, batch_size=64, jit=False)
 
@@ -75,7 +75,7 @@ def test_the_model_that_trains_is_of_the_precision_asked_for():
     assert model.get_layer("block_0").compute_dtype == "bfloat16" and model.get_layer("block_0").dtype == "float32"
     pictures = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype("float32")
     randomise_zeros(model)
-    plain = plain_copy(model)
+    plain = merge_lora(model, dtype="float32")
     assert plain.get_layer("block_0").compute_dtype == "float32"
     np.testing.assert_allclose(plain(pictures), model(pictures), atol=0.1)
     assert np.abs(plain(pictures)).max() > 0.3

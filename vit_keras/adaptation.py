@@ -96,11 +96,13 @@ def adapt(
     return copy
 
 
-def merge_lora(model: keras.Model) -> keras.Model:
+def merge_lora(model: keras.Model, dtype: str | None = None) -> keras.Model:
     """Copies a model into a plain one, in which everything trains, with LoRA's updates added to the kernels.
 
     Args:
         model: A functional model, adapted or not. It is left as it is.
+        dtype: Data type or policy of the copy's layers, such as `"float32"` of a model that trained in mixed
+            precision; as they are if `None`.
 
     Returns:
         A new model, not compiled, that computes the same. Prompts stay: they are tokens like others.
@@ -113,7 +115,7 @@ def merge_lora(model: keras.Model) -> keras.Model:
     """
     if not isinstance(model, keras.src.models.Functional):
         raise ValueError(f"model must be a functional model. Received: model={model}")
-    return _plain_copy(model)
+    return _plain_copy(model, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,12 @@ def _check_lora(rank: int, alpha: float | None, targets: Collection[str]) -> Non
         raise ValueError(f"targets must be some of {', '.join(LORA_TARGETS)}. Received: targets={targets!r}")
 
 
-def _plain_copy(model: keras.Model, call: Callable | None = None) -> keras.Model:
+def _plain_copy(model: keras.Model, call: Callable | None = None, dtype: str | None = None) -> keras.Model:
     """Copies a model with its weights, LoRA merged and everything trainable; `call` may put layers in between."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return type(layer).from_config({**plain_config(layer), "trainable": True})
+        config = {**plain_config(layer), "trainable": True}
+        return type(layer).from_config(config if dtype is None else {**config, "dtype": dtype})
 
     copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
     for layer in model.layers:

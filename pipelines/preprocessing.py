@@ -222,7 +222,8 @@ def _source(split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
         file, shape = split.images, split.images.shape[1:]
         return lambda i: tf.ensure_shape(tf.numpy_function(lambda i: np.asarray(file[i]), (i,), tf.uint8), shape)
     if isinstance(split.images, np.ndarray):
-        pixels = tf.constant(split.images)
+        with tf.device("CPU"):  # All pictures of a split: the GPU's memory is for the model.
+            pixels = tf.constant(np.asarray(split.images))
         return lambda i: pixels[i]
     return encoded_reader(split.images)
 

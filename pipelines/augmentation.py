@@ -18,6 +18,7 @@ from .transforms import (
     TABLE_OPS,
     affine_maps,
     blur,
+    compiled,
     compose_tables,
     erase,
     histograms,
@@ -84,6 +85,7 @@ class Plan(NamedTuple):
 # What is drawn
 
 
+@compiled
 def plan(key: tf.Tensor, indices: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> Plan:
     """Draws for several pictures.
 
@@ -242,8 +244,12 @@ def change_picture(picture: tf.Tensor, own: Plan, changes: Changes) -> tf.Tensor
 def _tabled(picture: tf.Tensor, own: Plan) -> tf.Tensor:
     """Applies the operations by table to one picture, uint8 `(H, W, 3)`, of which there is at least one."""
     reads = tf.reduce_any(own.ops[:, None] == [TABLE_OPS.index(name) for name in STATISTICAL_OPS])
-    counts = tf.cond(reads, lambda: histograms(picture[None]), lambda: tf.ones((1, 3, 256)))  # (1, 3, 256)
-    return look_up(picture[None], compose_tables(own.ops[None], own.strengths[None], counts))[0]
+    tables = tf.cond(
+        reads,
+        lambda: compose_tables(own.ops[None], own.strengths[None], histograms(picture[None])),
+        lambda: compose_tables(own.ops[None], own.strengths[None]),
+    )  # (1, 3, 256)
+    return look_up(picture[None], tables)[0]
 
 
 def change_batch(

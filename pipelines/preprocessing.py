@@ -237,7 +237,7 @@ def _decode_crop(encoded: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, in
         spare = _spare(box, image_size)
         halvings = tf.cast(spare >= 2, tf.int32) + tf.cast(spare >= 4, tf.int32) + tf.cast(spare >= 8, tf.int32)
         decoders = [
-            lambda ratio=ratio: tf.image.decode_and_crop_jpeg(encoded, box // ratio, channels=3, ratio=ratio)
+            lambda ratio=ratio: tf.image.decode_and_crop_jpeg(encoded, _smaller(box, ratio), channels=3, ratio=ratio)
             for ratio in (1, 2, 4, 8)
         ]
         return _resize(tf.switch_case(halvings, decoders), image_size)
@@ -247,6 +247,14 @@ def _decode_crop(encoded: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, in
         return _crop(upright(picture, turned), drawn, image_size, changes)
 
     return tf.cond(tf.io.is_jpeg(encoded) & (turned == 1), fused, plain)
+
+
+def _smaller(box: tf.Tensor, ratio: int) -> tf.Tensor:
+    """Returns a window, int32 `(4,)`, in the pixels of a picture decoded at a fraction: its edges, rounded."""
+    if ratio == 1:
+        return box
+    first, last = (box[:2] + ratio // 2) // ratio, (box[:2] + box[2:] + ratio // 2) // ratio
+    return tf.concat([first, last - first], axis=0)
 
 
 def _crop(picture: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> tf.Tensor:

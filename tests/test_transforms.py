@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from vit_keras.pipelines import transforms
 from vit_keras.pipelines.transforms import (
+    STATISTICAL_OPS,
     TABLE_OPS,
     affine_maps,
     blur,
@@ -82,6 +83,20 @@ def test_a_table_that_does_nothing_changes_nothing():
     ops = tf.constant([[-1, -1], [len(TABLE_OPS), -1]])
     tables = compose_tables(ops, tf.ones((2, 2)), histograms(images))
     np.testing.assert_array_equal(look_up(images, tables), images)
+
+
+def test_without_histograms_the_operations_that_need_none_are_the_same():
+    ops = tf.constant([[index, other] for index in range(len(TABLE_OPS)) for other in (-1, 2)])
+    strengths = tf.fill(tf.shape(ops), 0.7)
+    counts = histograms(tf.repeat(picture()[None], len(ops), axis=0))
+    found, read = compose_tables(ops, strengths).numpy(), compose_tables(ops, strengths, counts).numpy()
+    for i, name in enumerate(TABLE_OPS[index] for index in ops[:, 0].numpy()):
+        if name in STATISTICAL_OPS:
+            plain = compose_tables(tf.stack([[-1, ops[i, 1]]]), strengths[:1]).numpy()[0]
+            np.testing.assert_array_equal(found[i], plain)
+            assert (read[i] != found[i]).any(), name
+        else:
+            np.testing.assert_array_equal(found[i], read[i])
 
 
 def test_pictures_of_a_batch_have_tables_of_their_own():

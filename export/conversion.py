@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from .files import replacing
 from .interpreter import Classifier
 from .metadata import with_metadata
 from .packing import merged
-from .quantize import KINDS, Kind, Rule
-from .rounding import Rounding
+from .quantize import KINDS, Kind, Rule, layer_of
+from .rounding import Rounding, products
 from .sensitivity import Relaxation, layer_errors, relax
 
+_TINY = 2.0**-20
 SENSITIVITY_PICTURES = 32
 """Pictures that a layer's effect on the logits is measured on."""
 
@@ -38,7 +40,7 @@ def main(job: Path) -> None:
         rounding = next(iter(graphs.values())).rounding if graphs else None
         graphs[signature] = Graph.of(job / signature, description, rounding)
     own = next(iter(graphs.values()))  # The model's own size: budgets and errors are measured on it.
-    results, left_float = {}, {}
+    results, remarks = {}, []
     for name, target in description["targets"].items():
         kind = dataclasses.replace(KINDS[name], input_dtype=description["input_dtype"] or KINDS[name].input_dtype)
         kind = kind.for_outliers() if description["outliers"] else kind
@@ -48,7 +50,13 @@ def main(job: Path) -> None:
             results[name] = dataclasses.asdict(found)
         content = merged({signature: graph.make(kind) for signature, graph in graphs.items()})
         if kind.integer_only and kind.input_dtype != "float32" and (left := Classifier(content).float_operators()):
-            left_float[name] = left
+            remarks += [
+                f"{name} is not integer throughout: {operator} of {_some(layers)} stays in float, "
+                "for want of an integer kernel or a rule."
+                for operator, layers in left.items()
+            ]
+        if broken := list(dict.fromkeys(map(layer_of, kind.broken_blocks(own.rows)))):
+            remarks.append(f"{name} has int8 weights in {_some(broken)}: their rows do not divide into whole blocks.")
         content = with_metadata(content, description["labels"], description["name"], kind.summary)
         with replacing(target) as temporary:
             temporary.write_bytes(content)
@@ -58,7 +66,11 @@ def main(job: Path) -> None:
         kind = KINDS[name].for_outliers() if description["outliers"] else KINDS[name]
         found = layer_errors(own.float32, kind, pictures, own.make)
         errors[name] = [dataclasses.asdict(error) for error in found]
-    (job / "results.json").write_text(json.dumps({"relaxations": results, "errors": errors, "left_float": left_float}))
+    (job / "results.json").write_text(json.dumps({"relaxations": results, "errors": errors, "remarks": remarks}))
+
+
+def _some(layers: list[str]) -> str:
+    return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,14 @@ class Graph:
 
     def make(self, kind: Kind) -> bytes:
         """Returns the content of a file of a kind."""
-        return quantize(self.float32, kind, self.observed, self.rounding) if kind.rules else self.float32
+        if not kind.rules:
+            return self.float32
+        return quantize(self.float32, kind.with_whole_blocks(self.rows), self.observed, self.rounding)
+
+    @cached_property
+    def rows(self) -> dict[tuple[str, str], int]:
+        """How many weights stand in a row of each product, by its operator and the name of its result."""
+        return {(p.operator, p.result): p.weights.shape[1] for p in products(self.float32)}
 
 
 def _pictures(folder: Path) -> np.ndarray:
@@ -144,7 +163,9 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding
     """
     from ai_edge_quantizer.quantizer import Quantizer
 
-    quantizer = Quantizer(rounding(float32, kind) if rounding else bytearray(float32))
+    content = rounding(float32, kind) if rounding else bytearray(float32)
+    _fill_empty_blocks(content, kind)
+    quantizer = Quantizer(content)
     for rule in kind.rules:
         for operator in rule.operators:
             _apply(quantizer, operator, rule)
@@ -154,6 +175,15 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding
     if kind.calibrated:
         ranges = {name: {"min": o.low * room, "max": o.high * room} for name, o in observed.items()}
     return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+
+
+def _fill_empty_blocks(content: bytearray, kind: Kind) -> None:
+    """Puts one tiny weight into every block of zeros, as a fresh head has: a scale of zero is refused by XNNPACK."""
+    for product in products(content):
+        rule = kind.rule_for(product.operator, product.result)
+        if rule and rule.block:
+            blocks = product.weights.reshape(-1, rule.block)
+            blocks[~blocks.any(axis=1), 0] = _TINY
 
 
 def _apply(quantizer, operator: str, rule: Rule) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vit_keras.messages import nearest
@@ -114,6 +114,23 @@ class Kind:
         norms = Rule(("ADD", "MEAN", "MUL", "RSQRT", "SUB"), activations=16, layers="[_/]norm(_1)?/")
         sums = Rule(("ADD", "CONCATENATION"), activations=16, layers="_add|position|token")
         return dataclasses.replace(self, rules=(*self.rules, norms, sums))
+
+    def broken_blocks(self, rows: Mapping[tuple[str, str], int]) -> list[str]:
+        """Returns the results of those products whose rows of weights are no whole number of blocks.
+
+        Args:
+            rows: How many weights stand in a row of a product, by its operator and the name of its result.
+        """
+        rules = {product: self.rule_for(*product) for product in rows}
+        return [product[1] for product, rule in rules.items() if rule and rule.block and rows[product] % rule.block]
+
+    def with_whole_blocks(self, rows: Mapping[tuple[str, str], int]) -> "Kind":
+        """Returns the kind with 8 bits and a scale per channel for the products that `broken_blocks` names."""
+        broken = self.broken_blocks(rows)
+        if not broken:
+            return self
+        pattern = f"^;*({'|'.join(map(re.escape, broken))});*$"  # The quantiser puts a semicolon behind each name.
+        return dataclasses.replace(self, rules=(*self.rules, Rule(("FULLY_CONNECTED",), layers=pattern)))
 
     def only(self, layer: str) -> "Kind":
         """Returns the kind with one layer quantised and all others in float32."""

@@ -239,12 +239,8 @@ def _convert(
         gc.collect()  # A Keras model refers to itself: the rewritten one, as large as the first, would stay.
         _run_child(job)
         results = json.loads(Path(job, "results.json").read_text())
-    for kind, operators in results["left_float"].items():
-        for name, layers in operators.items():
-            logger.warning(
-                "%s is not integer throughout: %s of %s stays in float, for want of an integer kernel or a rule.",
-                *(kind, name, ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")),
-            )
+    for remark in results["remarks"]:
+        logger.warning(remark)
     return results
 
 

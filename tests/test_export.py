@@ -398,3 +398,25 @@ def test_replacing_is_all_or_nothing(tmp_path):
         temporary.mkdir()
         (temporary / "x").write_text("1")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
+
+
+@pytest.mark.parametrize(("hidden_dim", "mlp_dim", "broken"), [(48, 96, "block_0_attention"), (64, 80, "block_0_mlp")])
+def test_int4_takes_widths_that_are_no_whole_number_of_blocks(pictures, tmp_path, caplog, hidden_dim, mlp_dim, broken):
+    sizes = {"hidden_dim": hidden_dim, "mlp_dim": mlp_dim, "num_heads": 2, "num_layers": 1}
+    model = create_model("vit_micro_patch2_8", num_classes=4, **sizes)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(hidden_dim, 4)))
+    to_tflite(model, tmp_path / "whole", "dynamic_int8", [pictures[:32]])
+    assert "int8 weights" not in caplog.text
+    file = to_tflite(model, tmp_path / "blocks", "int4", [pictures[:32]])
+    assert f"int4 has int8 weights in {broken}" in caplog.text
+    expected = model.predict(pictures[:16], verbose=0)
+    assert np.abs(Classifier(file).logits(pictures[:16]) - expected).max() < 0.5 * np.abs(expected).max()
+    if broken == "block_0_mlp":  # Its second product alone; the others have blocks.
+        assert file.stat().st_size < (tmp_path / "whole").stat().st_size
+
+
+def test_int4_takes_weights_that_are_all_zero(pictures, tmp_path):
+    fresh = create_model("vit_micro_patch2_8", num_classes=4, hidden_dim=32, mlp_dim=64, num_heads=2, num_layers=1)
+    assert not fresh.get_layer("head").kernel.numpy().any()
+    file = to_tflite(fresh, tmp_path / "fresh", "int4", [pictures[:32]])
+    assert np.abs(Classifier(file).logits(pictures[:16])).max() < 1e-4

@@ -5,30 +5,25 @@ Imports no TensorFlow before a command runs, so that `--help` answers at once.
 
 import logging
 import os
-import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 import vit_keras
 from vit_keras.export.targets import TARGETS, chosen_targets
-from vit_keras.messages import nearest
 
 from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
-from .recipe import recipe_file
-from .run_folder import read_config
+from .parsing import ConfigFile, Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 2 after one sentence about what was wrong, or the command's own."""
     try:
-        arguments = sys.argv[1:] if arguments is None else list(arguments)
         parser, commands = build_parser()
-        arguments = _with_config_files(arguments)
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments)).clone(with_meta=False)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         logging.getLogger("vit_keras").setLevel(logging.INFO if options.verbose else logging.WARNING)
@@ -44,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 Command = Callable[[Any], int | None]
-Commands = dict[str, tuple[Command, Callable[[jsonargparse.ArgumentParser], None], str]]
+Commands = dict[str, tuple[Command, Callable[[Parser], None], str]]
 """Of each command its function, what adds its arguments to a parser, and a sentence."""
 
 
-def build_parser() -> tuple[jsonargparse.ArgumentParser, dict[str, Command]]:
+def build_parser() -> tuple[Parser, dict[str, Command]]:
     """Returns the parser, and the function of each command."""
-    parser = _parser(
+    parser = Parser(
         prog="vit-keras", description="From a folder of pictures to a Vision Transformer, proven on the device."
     )
     parser.add_argument("--version", action="version", version=f"vit-keras {vit_keras.__version__}")
@@ -58,45 +53,15 @@ def build_parser() -> tuple[jsonargparse.ArgumentParser, dict[str, Command]]:
     return parser, _add_commands(parser, _COMMANDS)
 
 
-def _add_commands(parser: jsonargparse.ArgumentParser, table: Commands) -> dict[str, Command]:
+def _add_commands(parser: Parser, table: Commands) -> dict[str, Command]:
     """Adds commands to a parser, and returns the function of each."""
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND", required=True)
     for name, (_, add_arguments, text) in table.items():
-        sub = _parser(prog=f"{parser.prog} {name}", description=text)
+        sub = Parser(prog=f"{parser.prog} {name}", description=text)
         subcommands.add_subcommand(name, sub, help=text)
         add_arguments(sub)
-        _let_flags_stand_alone(sub)
+        sub.let_flags_stand_alone()
     return {name: function for name, (function, _, _) in table.items()}
-
-
-def _let_flags_stand_alone(parser: jsonargparse.ArgumentParser) -> None:
-    """Lets `--input.skip_bad` mean `--input.skip_bad true`: jsonargparse wants a value with every bool."""
-    for action in parser._actions:
-        if getattr(action, "_typehint", None) in (bool, bool | None):
-            action.nargs, action.const = "?", True
-
-
-class _Parser(jsonargparse.ArgumentParser):
-    """A parser whose errors are one sentence, with the nearest flag for an unknown one."""
-
-    def error(self, message: str, *args, **kwargs) -> None:
-        unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-        if unknown:
-            flag = unknown[1].split("=")[0]
-            flags = [option for action in self._actions for option in action.option_strings]
-            message = f"Unknown flag {flag!r} of {self.prog.replace(' [options]', '')}.{nearest(flag, flags)}"
-        command = re.search(r"invalid choice: '(\S*)' \(choose from (.+)\)", message)
-        if command:
-            known = re.findall(r"\w+", command[2])
-            message = f"Unknown command {command[1]!r}.{nearest(command[1], known)} Commands: {', '.join(known)}"
-        missing = re.search(r'expected "(\w+\.)?command" to be one of', message)
-        if missing:
-            message = f"A command is missing. Commands: {', '.join(_DATA_COMMANDS if missing[1] else _COMMANDS)}"
-        raise ValueError(message)
-
-
-def _parser(**kwargs) -> jsonargparse.ArgumentParser:
-    return _Parser(allow_abbrev=False, exit_on_error=False, **kwargs)
 
 
 def _sentence(error: BaseException) -> str:
@@ -104,26 +69,6 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _with_config_files(arguments: Sequence[str]) -> list[str]:
-    """Puts the file of a recipe in the place of its name, after `--config`.
-
-    Reads the files already: the parser's own errors do not name them.
-    """
-    found: list[str] = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=") if argument.startswith("--config=") else ("", "", argument)
-        if equals or found[-1:] == ["--config"]:
-            value = str(recipe_file(value)) if _is_name(value) else value
-            read_config(value)
-        found.append(flag + equals + value)
-    return found
-
-
-def _is_name(value: str) -> bool:
-    """Whether it is the name of a recipe rather than the path of a file."""
-    return value == Path(value).stem and not Path(value).is_file()
 
 
 def _quiet_tensorflow() -> None:
@@ -148,18 +93,20 @@ def _asked(given: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name.strip() for value in given or () for name in value.split(","))
 
 
-def _add_run(parser: jsonargparse.ArgumentParser) -> None:
+def _add_run(parser: Parser) -> None:
     parser.add_argument(
         "--config",
-        action="config",
+        action=ConfigFile,
         help="YAML file with settings, such as a run's config.yaml, or the name of a recipe (list --recipes).",
     )
     parser.add_class_arguments(RunConfig)
+    parser.set_defaults({"export.kinds": ()})  # `ExportConfig` says which: others where targets are given.
     _add_overwrite(parser)
 
 
-def _add_overwrite(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", default=False, action="store_true", help="Replace what is there already.")
+def _add_overwrite(parser: Parser) -> None:
+    # No setting: `--print_config` leaves it out, so that `--config` takes what that prints.
+    parser.add_argument("--overwrite", default=SUPPRESS, action="store_true", help="Replace what is there already.")
 
 
 def _run_config(options: Any) -> RunConfig:
@@ -174,7 +121,7 @@ def _run(options: Any) -> None:
     _quiet_tensorflow()
     from . import display, running
 
-    report = running.run(config, options.overwrite, verbose=display.progress())
+    report = running.run(config, options.get("overwrite", False), verbose=display.progress())
     display.proof(report, running.folder_of(config))
 
 
@@ -183,10 +130,10 @@ def _train(options: Any) -> None:
     _quiet_tensorflow()
     from . import display, running
 
-    display.evaluation(running.train(config, options.overwrite, verbose=display.progress()))
+    display.evaluation(running.train(config, options.get("overwrite", False), verbose=display.progress()))
 
 
-def _add_evaluate(parser: jsonargparse.ArgumentParser) -> None:
+def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("path", metavar="RUN_OR_FILE", help="A run's folder, or a .tflite file of a run.")
 
 
@@ -197,7 +144,7 @@ def _evaluate(options: Any) -> None:
     display.evaluation(running.evaluate(options.path))
 
 
-def _add_export(parser: jsonargparse.ArgumentParser) -> None:
+def _add_export(parser: Parser) -> None:
     parser.add_argument("path", metavar="RUN_OR_MODEL", help="A run's folder, or a .keras file.")
     parser.add_argument(
         "--for",
@@ -227,19 +174,22 @@ def _add_export(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=str, help="Of a .keras file: the folder to write; one named as the file if not given."
     )
-    parser.add_class_arguments(InputConfig, "input")
+    parser.add_class_arguments(InputConfig, "input", skip={"image_size", "balance"})
     _add_overwrite(parser)
 
 
 def _export(options: Any) -> None:
     values = options.clone().as_dict()
-    path, overwrite, data, out = (values.pop(name) for name in ("path", "overwrite", "data", "out"))
+    path, data, out = (values.pop(name) for name in ("path", "data", "out"))
+    overwrite = values.pop("overwrite", False)
     given = InputConfig(**values.pop("input"))
     targets = _asked(values.pop("for"))
     config = ExportConfig(targets=targets, **values)
     of_model = path.endswith(".keras")
-    if bool(data) != of_model or (out and not of_model):
-        raise ValueError(f"--data and --out belong to a .keras file, which needs --data. Received: path={path}")
+    if bool(data) != of_model or (not of_model and (out or given != InputConfig())):
+        raise ValueError(
+            f"--data, --out and --input belong to a .keras file, which needs --data. Received: path={path}"
+        )
     for target in chosen_targets(targets):
         print(f"{target.name}: {target.kind}, because {target.because}.")
     _quiet_tensorflow()
@@ -253,7 +203,7 @@ def _export(options: Any) -> None:
     display.proof(running.export_model(path, run_config, overwrite), out)
 
 
-def _add_predict(parser: jsonargparse.ArgumentParser) -> None:
+def _add_predict(parser: Parser) -> None:
     parser.add_argument("path", metavar="RUN_OR_FILE", help="A run's folder, or a .tflite file.")
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="JPEG, PNG, BMP or GIF files.")
 
@@ -265,7 +215,7 @@ def _predict(options: Any) -> None:
     display.predictions(prediction.predict(options.path, options.pictures))
 
 
-def _add_list(parser: jsonargparse.ArgumentParser) -> None:
+def _add_list(parser: Parser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="Shell-style pattern, such as 'vit_b*'.")
     parser.add_argument("--recipes", default=False, action="store_true", help="List the recipes instead.")
 
@@ -281,7 +231,7 @@ def _list(options: Any) -> None:
     display.presets(options.pattern)
 
 
-def _add_devices(parser: jsonargparse.ArgumentParser) -> None:
+def _add_devices(parser: Parser) -> None:
     parser.add_argument("path", metavar="FILE", help="A .tflite file.")
     parser.add_argument(
         "--for",
@@ -304,7 +254,7 @@ def _devices(options: Any) -> int:
     return int(bool(asked) and not all(check.fits for check in checks))
 
 
-def _add_benchmark(parser: jsonargparse.ArgumentParser) -> None:
+def _add_benchmark(parser: Parser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", help=".tflite files from pictures to class scores.")
     parser.add_argument("--threads", type=int, default=1, help="Threads of the interpreter.")
 
@@ -317,7 +267,7 @@ def _benchmark(options: Any) -> None:
     display.benchmarks(benchmark(options.files, options.threads))
 
 
-def _add_data(parser: jsonargparse.ArgumentParser) -> None:
+def _add_data(parser: Parser) -> None:
     _add_commands(parser, _DATA_COMMANDS)
 
 
@@ -325,7 +275,7 @@ def _data(options: Any) -> int | None:
     return _DATA_COMMANDS[options.command][0](options[options.command])
 
 
-def _add_data_check(parser: jsonargparse.ArgumentParser) -> None:
+def _add_data_check(parser: Parser) -> None:
     parser.add_argument("data", metavar="DATA", help="A folder, a .csv or .npz file, or a name, as --data of run.")
     parser.add_argument("--dir", type=str, help="Folder in which a TFDS dataset is prepared.")
 
@@ -340,7 +290,7 @@ def _data_check(options: Any) -> int:
     return int(not check.clean)
 
 
-def _add_data_show(parser: jsonargparse.ArgumentParser) -> None:
+def _add_data_show(parser: Parser) -> None:
     parser.add_argument("data", metavar="DATA", help="A folder, a .csv or .npz file, or a name, as --data of run.")
     parser.add_argument("--out", type=str, default="pictures.png", help="The PNG file to write.")
     parser.add_argument("--model", type=str, default="auto", help="Preset whose picture size is shown.")
@@ -357,7 +307,7 @@ def _data_show(options: Any) -> None:
     _quiet_tensorflow()
     from . import running
 
-    running.show_data(config, options.out, options.rows, options.columns, options.overwrite)
+    running.show_data(config, options.out, options.rows, options.columns, options.get("overwrite", False))
     print(f"Pictures as a model is fed them: {options.out}")
 
 

@@ -432,7 +432,8 @@ def _check_names(values: Any, section: type, prefix: str) -> None:
         if name not in known:
             raise ValueError(f"Unknown setting {prefix}{name}.{nearest(str(name), known)}")
         if not dataclasses.is_dataclass(known[name]) and not _is_of(value, known[name]):
-            raise ValueError(f"{prefix}{name} must be of type {known[name]}. Received: {prefix}{name}={value!r}")
+            expected = getattr(known[name], "__name__", known[name])
+            raise ValueError(f"{prefix}{name} must be of type {expected}. Received: {prefix}{name}={value!r}")
 
 
 def _is_of(value: Any, annotation: Any) -> bool:

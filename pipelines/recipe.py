@@ -23,3 +23,13 @@ def recipe_file(name: str) -> Path:
     if name not in known:
         raise ValueError(f"Unknown recipe {name!r}.{nearest(name, known)} Known recipes: {', '.join(known)}")
     return _FOLDER / f"{name}.yaml"
+
+
+def config_file(name: str) -> Path:
+    """Returns the file that `--config` names: a path, or a recipe.
+
+    Raises:
+        ValueError: a name that is neither a file nor a recipe.
+    """
+    path = Path(name).expanduser()
+    return recipe_file(name) if name == path.stem and not path.is_file() else path

@@ -10,6 +10,7 @@ import yaml
 from vit_keras.export.files import remove, replacing
 
 from .config import RunConfig
+from .yaml_text import read_yaml, write_yaml
 
 
 class RunFolder:
@@ -76,7 +77,7 @@ class RunFolder:
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise FileExistsError(f"{self.path} exists and is no run; choose another folder with --out.")
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_text(self.config_file, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+        self.write_text(self.config_file, write_yaml(config.to_dict()))
 
     def clear(self) -> None:
         """Removes what a run has written, the configuration last, and nothing else."""
@@ -146,7 +147,7 @@ def read_config(file: str | Path) -> RunConfig:
     if not file.is_file():
         raise FileNotFoundError(f"No configuration at {file}.")
     try:
-        return RunConfig.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return RunConfig.from_dict(read_yaml(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{file} is no configuration of a run: {error}") from error
 

@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import keras
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 
 import vit_keras
@@ -43,6 +42,7 @@ from .preprocessing import batches
 from .run_folder import RunFolder
 from .sheet import picture_sheet
 from .training import check_fit, write_metrics
+from .yaml_text import write_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -345,7 +345,7 @@ def _report(folder: RunFolder, config: RunConfig, data: ImageData, model: keras.
     reporting.write_html(
         folder.report_html,
         content,
-        yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True),
+        write_yaml(config.to_dict()),
         reporting.plot_history(folder.read_metrics()),
         reporting.plot_confusion(evaluation.confusion(), data.classes, folder.confusion_plot),
         _pictures(model, evaluation, images, data.classes),

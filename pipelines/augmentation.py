@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from .config import Changes
+from .augment_config import Changes
 from .transforms import (
     STATISTICAL_OPS,
     TABLE_OPS,

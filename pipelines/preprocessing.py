@@ -13,8 +13,9 @@ import tensorflow as tf
 from vit_keras.export.files import free_bytes, replacing
 from vit_keras.export.saved_model import decode_picture, fit_picture, orientation, upright
 
+from .augment_config import AugmentConfig, Changes
 from .augmentation import Plan, change_batch, change_picture, crop_box, plan
-from .config import BALANCES, AugmentConfig, Changes
+from .config import BALANCES
 from .datasets import Split, class_weights
 from .records import encoded_reader
 

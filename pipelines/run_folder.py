@@ -2,6 +2,10 @@
 
 import csv
 import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ from vit_keras.export.files import remove, replacing
 
 from .config import RunConfig
 from .yaml_text import read_yaml, write_yaml
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -125,6 +131,14 @@ class RunFolder:
         """Saves the trained Keras model whole."""
         with replacing(self.model_file) as temporary:
             model.save(temporary)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Says in the log that a stage of the run begins, and how long it took."""
+        logger.info("%s: %s", self.path, stage)
+        start = time.monotonic()
+        yield
+        logger.info("%s: %s took %.1f s", self.path, stage, time.monotonic() - start)
 
     def write_text(self, file: Path, text: str) -> None:
         """Writes a file whole."""

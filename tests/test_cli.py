@@ -424,13 +424,14 @@ def test_a_flag_may_stand_alone_or_have_a_value(arguments, expected):
 
 def test_pictures_that_were_left_out_are_in_the_environment(tmp_path):
     from vit_keras.pipelines import running
+    from vit_keras.pipelines.environment import environment
 
     for name in ("cat", "dog"):
         for i in range(10):
             save_picture(tmp_path / "pets" / name / f"{i}.png")
     (tmp_path / "pets" / "cat" / "bad.png").write_bytes(b"")
     config = RunConfig(data=str(tmp_path / "pets"), input=InputConfig(skip_bad=True))
-    skipped = running._environment(config, running._load(config))["skipped"]
+    skipped = environment(config, running._load(config))["skipped"]
     assert skipped == {str(tmp_path / "pets" / "cat" / "bad.png"): "the file is empty"}
 
 

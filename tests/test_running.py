@@ -23,7 +23,7 @@ from vit_keras import create_model, load_model, weights
 from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels
 from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
-from vit_keras.pipelines import cli, exporting, fitting, running
+from vit_keras.pipelines import cli, exporting, fitting, proof, running
 from vit_keras.pipelines.config import ExportConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.prediction import predict
 from vit_keras.pipelines.run_folder import RunFolder, read_config
@@ -247,7 +247,7 @@ def test_an_interrupted_run_goes_on(run_copy, monkeypatch, stage):
         shutil.rmtree(run_copy / "export" / "saved_model")
     if stage == "to_tflite_files":
         (run_copy / "export" / "model.full_int8.tflite").unlink()
-    home = running.reporting if stage == "write_html" else exporting
+    home = proof.reporting if stage == "write_html" else exporting
     with monkeypatch.context() as patch:
         patch.setattr(home, stage, interrupt)
         patch.setattr(fitting, "fit", interrupt)

@@ -1,0 +1,49 @@
+"""What a configuration leaves open, and its data and its preset decide."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from vit_keras import get_preset
+
+from .config import RunConfig
+from .datasets import ImageData, median_side
+
+
+def folder_of(config: RunConfig) -> Path:
+    """Returns the folder that a run of this configuration goes into."""
+    if config.out:
+        return Path(config.out)
+    data = Path(config.data).expanduser().resolve()
+    return Path("runs") / (data.stem if data.suffix in (".csv", ".npz") else data.name).replace(":", "_")
+
+
+def resolve(config: RunConfig, data: ImageData) -> RunConfig:
+    """Returns the configuration with the model, the size of the pictures, the epochs and all else given."""
+    name = config.model if config.model != "auto" else _fitting_model(data)
+    preset = get_preset(name)
+    image_size = config.input.image_size or preset.image_size
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    interpolation = config.input.interpolation or preset.interpolation
+    crop_fraction = config.input.crop_fraction or preset.crop_fraction
+    epochs = config.fit.epochs
+    if epochs is None:
+        steps_per_epoch = max(1, len(data.train) // config.fit.batch_size)
+        epochs = max(20, min(120, math.ceil(2000 / steps_per_epoch)))
+    return dataclasses.replace(
+        config,
+        model=name,
+        out=str(folder_of(config)),
+        input=dataclasses.replace(
+            config.input, image_size=image_size, interpolation=interpolation, crop_fraction=crop_fraction
+        ),
+        augment=config.augment.resolved(image_size),
+        fit=dataclasses.replace(config.fit, epochs=epochs),
+    )
+
+
+def _fitting_model(data: ImageData) -> str:
+    """Chooses the small preset whose input size is next to the pictures' own."""
+    presets = ("vit_micro_patch2_8", "vit_mini_patch4_28", "vit_mini_patch4_32", "vit_mini_patch8_64")
+    side = median_side(data.train)
+    return min(presets, key=lambda name: abs(math.log(get_preset(name).image_size[0] / side)))

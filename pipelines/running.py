@@ -169,11 +169,13 @@ def show_data(config: RunConfig, path: str | Path, rows: int = 5, columns: int =
 def _train(
     config: RunConfig, overwrite: bool, until: str, verbose: str | int, process: Process
 ) -> tuple[RunFolder, RunConfig, ImageData, keras.Model]:
-    """Goes as far as the trained model."""
+    """Goes as far as the trained model; it runs on one device, whatever it was trained on."""
     with distribution.scope():
         folder, config, data, model = _prepare(config, overwrite, until, process)
         model = _trained_model(folder, config, data, model, verbose, process)
-    return folder, config, data, model
+        mirrored = distribution.replicas() > 1
+    # A variable that was made in the scope of several devices stays one of all of them: a file knows nothing of them.
+    return folder, config, data, vit_keras.load_model(folder.model_file) if mirrored else model
 
 
 def _prepare(

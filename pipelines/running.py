@@ -157,9 +157,15 @@ def show_data(config: RunConfig, path: str | Path, rows: int = 5, columns: int =
     refuse_existing(path, overwrite)
     data = _load(config)
     resolved = resolve(config, data)
-    image_size = cast("tuple[int, int]", resolved.input.image_size)
     return picture_sheet(
-        data.framed(resolved.input.framing), image_size, resolved.augment, path, rows, columns, config.fit.seed
+        data.framed(resolved.input.framing),
+        cast("tuple[int, int]", resolved.input.image_size),
+        resolved.augment,
+        path,
+        rows,
+        columns,
+        config.fit.seed,
+        config.input.balance,
     )
 
 

@@ -25,6 +25,7 @@ from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
 from vit_keras.pipelines import cli, exporting, fitting, proof, running
 from vit_keras.pipelines.config import ExportConfig, FitConfig, InputConfig, RunConfig
+from vit_keras.pipelines.environment import environment
 from vit_keras.pipelines.prediction import predict
 from vit_keras.pipelines.run_folder import RunFolder, read_config
 
@@ -277,6 +278,39 @@ def test_train_then_run_goes_on(tmp_path, monkeypatch):
     report = running.run(config(folder, export=ExportConfig(("float32",), saved_model=False)))
     assert report["keras"]["accuracy"] == evaluation.accuracy
     assert [p.name for p in (folder / "export").iterdir()] == ["model.float32.tflite"]
+
+
+def test_logs_are_kept_whenever_the_program_dies(tmp_path, monkeypatch):
+    """A folder with a model is a trained run: the logs must be in their place before."""
+
+    def fit_with_logs(model, data, settings, folder, *rest):
+        (folder / "tensorboard").mkdir(parents=True)
+        (folder / "tensorboard" / "events").touch()
+        return [{"epoch": 0, "loss": 1.0, "accuracy": 0.1, "val_loss": 1.0, "val_accuracy": 0.1, "learning_rate": 0.1}]
+
+    monkeypatch.setattr(fitting, "fit", fit_with_logs)
+    save = RunFolder.save_model
+    monkeypatch.setattr(RunFolder, "save_model", lambda *arguments: (save(*arguments), interrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        running.train(config(tmp_path / "run"))
+    assert RunFolder(tmp_path / "run").trained
+    assert (tmp_path / "run" / "tensorboard" / "events").exists()
+
+
+def test_a_package_of_another_name_does_not_end_a_run(monkeypatch):
+    """Such as tensorflow-cpu."""
+    import importlib.metadata
+
+    version = importlib.metadata.version
+
+    def other_name(package):
+        if package == "tensorflow":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr("importlib.metadata.version", other_name)
+    packages = environment(RunConfig(), running.load_data("digits"))["packages"]
+    assert packages["tensorflow"] is None and packages["keras"] == version("keras")
 
 
 def test_export_again(run_copy):

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 2 after one sentence about what was wrong, or the command's own."""
     try:
         parser, commands = build_parser()
-        options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments)).clone(with_meta=False)
+        words = sorted(sys.argv[1:] if arguments is None else arguments, key=lambda word: word != "--verbose")
+        options = parser.parse_args(words).clone(with_meta=False)  # Of every command: it may stand behind it too.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         logging.getLogger("vit_keras").setLevel(logging.INFO if options.verbose else logging.WARNING)

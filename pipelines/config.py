@@ -11,7 +11,7 @@ from vit_keras.messages import nearest
 
 from .augment_config import POLICIES, AugmentConfig
 from .fit_config import OPTIMIZERS, AdaptConfig, DistillConfig, FitConfig
-from .settings import names, require
+from .settings import names, require, type_name
 
 __all__ = [
     "BALANCES",
@@ -172,7 +172,7 @@ def _check_names(values: Any, section: type, prefix: str) -> None:
         if name not in known:
             raise ValueError(f"Unknown setting {prefix}{name}.{nearest(str(name), known)}")
         if not dataclasses.is_dataclass(known[name]) and not _is_of(value, known[name]):
-            expected = getattr(known[name], "__name__", known[name])
+            expected = type_name(known[name])
             raise ValueError(f"{prefix}{name} must be of type {expected}. Received: {prefix}{name}={value!r}")
 
 

@@ -11,6 +11,7 @@ from vit_keras.messages import nearest
 
 from .recipe import config_file
 from .run_folder import read_config
+from .settings import type_name
 
 _ANSWERS = ("true", "false", "yes", "no", "on", "off", "null")
 
@@ -82,8 +83,7 @@ class Parser(jsonargparse.ArgumentParser):
         wrong = re.search(r'^Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
         types = [_type_of(action) for action in self._actions if wrong and action.dest == wrong[1]]
         if wrong and types:
-            expected = getattr(types[0], "__name__", types[0])
-            return f"{wrong[1]} must be of type {expected}. Received: {wrong[1]}={wrong[2].strip()}"
+            return f"{wrong[1]} must be of type {type_name(types[0])}. Received: {wrong[1]}={wrong[2].strip()}"
         return message
 
     def _unknown(self, word: str) -> str:

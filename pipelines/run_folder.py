@@ -75,9 +75,11 @@ class RunFolder:
         elif self.config_file.exists():
             differences = _differences(self.load_config().to_dict(), config.to_dict())
             if differences:
+                export = self.trained and all(line.startswith("export.") for line in differences)
+                other = "export it with other ones" if export else "with --overwrite to start again"
                 raise FileExistsError(
                     f"{self.path} holds an unfinished run with other settings ({'; '.join(differences)}); "
-                    "call it with the same settings to go on, or with --overwrite to start again."
+                    f"call it with the same settings to go on, or {other}."
                 )
             return
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):

@@ -127,10 +127,18 @@ def export_model(path: str | Path, config: RunConfig, overwrite: bool = False) -
 
     Returns:
         The content of `report.json`.
+
+    Raises:
+        FileExistsError: the folder is a run.
+        ValueError: the model does not fit the data.
     """
     path = Path(path)
     model = vit_keras.load_model(path)
     folder = RunFolder(config.out or path.with_suffix(""))
+    if folder.config_file.exists():
+        raise FileExistsError(
+            f"{folder.path} is a run; choose another folder with --out, or export the run by its name."
+        )
     data = _load(config)
     if model.output_shape[1:] != (len(data.classes),):
         raise ValueError(
@@ -193,7 +201,7 @@ def _prepare(
     """
     folder = RunFolder(folder_of(config))
     if getattr(folder, until) and not overwrite:
-        raise FileExistsError(f"{folder.path} holds a finished run; --overwrite replaces it.")
+        raise FileExistsError(f"{folder.path} holds a {until} run; --overwrite replaces it.")
     if config.model != "auto":
         get_preset(config.model)
     data = _load(config)
@@ -245,8 +253,7 @@ def _trained_model(
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     with distribution.local():
         folder.save_model(model)
-    for file in ("training", "pixels"):
-        remove(folder.state / file)
+    remove(folder.state)
     return model
 
 

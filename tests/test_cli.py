@@ -310,6 +310,23 @@ def test_an_unfinished_run_of_other_settings_is_left_alone(capsys, run_folder):
     assert "fit.epochs: 1, now 2" in sentence and "--overwrite" in sentence
 
 
+def test_of_a_trained_run_other_files_are_a_matter_of_export(capsys, run_folder):
+    from vit_keras.pipelines.datasets import load_data
+    from vit_keras.pipelines.resolving import resolve
+
+    (run_folder / "config.yaml").write_text(
+        yaml.safe_dump(resolve(RunConfig(out="run"), load_data("digits")).to_dict())
+    )
+    sentence = refused(capsys, "run", "--out", "run", "--export.threads", "2")
+    assert "export.threads: 1, now 2" in sentence and "export it" in sentence and "--overwrite" not in sentence
+    assert "holds a trained run" in refused(capsys, "train", "--out", "run")
+
+
+def test_a_model_from_elsewhere_is_not_exported_into_a_run(capsys, run_folder, model_file):
+    sentence = refused(capsys, "export", model_file, "--data", "digits", "--out", "run", "--overwrite")
+    assert "run is a run" in sentence and "--out" in sentence
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--model", "vit_nano"], ["--fit.epochs", "0"], ["--data", "cifar1"], ["--input.image_size", "9"]],

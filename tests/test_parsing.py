@@ -126,9 +126,10 @@ def test_flags_that_stand_alone_side_by_side():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("run --fit.epochs 1.5", "fit.epochs must be of type int | None. Received: fit.epochs=1.5"),
-        ("run --augment.flip=perhaps", "augment.flip must be of type bool | None. Received: augment.flip=perhaps"),
+        ("run --fit.epochs 1.5", "fit.epochs must be of type int | null. Received: fit.epochs=1.5"),
+        ("run --augment.flip=perhaps", "augment.flip must be of type bool | null. Received: augment.flip=perhaps"),
         ("run --fit.learning_rate fast", "fit.learning_rate must be of type float. Received: fit.learning_rate=fast"),
+        ("run --input.image_size 8,8", "input.image_size must be of type int | tuple[int, int] | null. Received"),
         ("benchmark a.tflite --threads x", "threads must be of type int. Received: threads=x"),
         ("run extra", "vit-keras run takes no such argument. Received: 'extra'"),
         ("run --config wrong.yaml", "fit.jit must be of type bool. Received: fit.jit='maybe'"),
@@ -139,6 +140,15 @@ def test_a_wrong_word_is_said_in_one_sentence(tmp_path, capsys, words, sentence)
     assert main(words.split()) == 2
     said = capsys.readouterr().err
     assert sentence in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["--verbose list vit_m*", "list --verbose vit_m*", "list vit_m* --verbose"])
+def test_verbose_may_stand_anywhere(monkeypatch, words):
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("vit_keras"), "level", logging.WARNING)
+    assert main(words.split()) == 0
+    assert logging.getLogger("vit_keras").level == logging.INFO
 
 
 # What it comes to

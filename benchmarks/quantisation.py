@@ -30,7 +30,7 @@ from vit_keras.export.rewriting import smoothed_channels
 from vit_keras.export.rounding import Rounding
 from vit_keras.export.sensitivity import relative_error
 from vit_keras.export.tflite import _save
-from vit_keras.pipelines import running
+from vit_keras.pipelines import fitting, running
 from vit_keras.pipelines.config import FitConfig, RunConfig
 from vit_keras.pipelines.datasets import load_data, stratified_sample
 from vit_keras.pipelines.exporting import pixels
@@ -90,7 +90,7 @@ def variants() -> Iterator[Variant]:
 
 def plant(folder: Path) -> None:
     """Trains a model with planted outliers and leaves it as a run."""
-    build = running.create_model
+    build = fitting.create_model
 
     def planted(*args, **kwargs) -> keras.Model:
         model = build(*args, **kwargs)
@@ -105,7 +105,7 @@ def plant(folder: Path) -> None:
             weight.assign(value)
         return model
 
-    running.create_model = planted
+    fitting.create_model = planted
     override = {"pooling": "token", "position_embedding": "learned"}
     running.train(RunConfig(out=str(folder), override=override, fit=FitConfig(epochs=60)), verbose=2)
 

@@ -48,7 +48,7 @@ setup(
         "flatbuffers>=24.3.25",
         "h5py>=3.11",
         "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so.
-        "jsonargparse>=4.43",
+        "jsonargparse>=4.49",
         "keras>=3.10",
         "matplotlib>=3.9",
         "ml_dtypes>=0.4",

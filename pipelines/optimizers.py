@@ -7,6 +7,28 @@ import keras
 from .config import FitConfig
 
 
+class Lamb(keras.optimizers.Lamb):
+    """LAMB with a weight decay where its paper has it, in the update whose length is brought to that of the weight.
+
+    Keras's decays outside: there the decay shrinks a weight whatever the trust ratio makes of the gradient.
+
+    Reference:
+        You et al. (arXiv:1904.00962), algorithm 2, with the identity as its function phi.
+    """
+
+    def update_step(self, gradient, variable, learning_rate, decay: float = 0.0):
+        ops, index = keras.ops, self._get_variable_index(variable)
+        m, v = self._momentums[index], self._velocities[index]
+        self.assign_add(m, (gradient - m) * (1 - self.beta_1))
+        self.assign_add(v, (ops.square(gradient) - v) * (1 - self.beta_2))
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        mean, square = m / (1 - ops.power(self.beta_1, step)), v / (1 - ops.power(self.beta_2, step))
+        update = mean / (ops.sqrt(square) + self.epsilon) + decay * variable
+        weight_norm, update_norm = (ops.sqrt(ops.sum(ops.square(x))) for x in (variable, update))
+        ratio = ops.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
+        self.assign_sub(variable, learning_rate * ratio * update)
+
+
 def _with_rules(base: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
     """Returns an optimiser class whose `scales`, by path, multiply the learning rate, and whose `decay` is of kernels.
 
@@ -29,6 +51,9 @@ def _with_rules(base: type[keras.optimizers.Optimizer]) -> type[keras.optimizers
         def update_step(self, gradient, variable, learning_rate):
             scale, decay = self._rules[self._get_variable_index(variable)]
             rate = keras.ops.cast(learning_rate, variable.dtype) * scale
+            if issubclass(base, Lamb):
+                super().update_step(gradient, variable, rate, decay)
+                return
             if decay:
                 self.assign_sub(variable, variable * rate * decay)
             super().update_step(gradient, variable, rate)
@@ -44,7 +69,7 @@ _CLASSES = {
     "adamw": _with_rules(keras.optimizers.Adam),  # With the decoupled decay above it is AdamW.
     "muon": _with_rules(keras.optimizers.Muon),
     "lion": _with_rules(keras.optimizers.Lion),
-    "lamb": _with_rules(keras.optimizers.Lamb),
+    "lamb": _with_rules(Lamb),
     "sgd": _with_rules(keras.optimizers.SGD),
 }
 _ARGUMENTS = {
@@ -58,7 +83,8 @@ def make_optimizer(model: keras.Model, config: FitConfig, steps_per_epoch: int) 
     """Returns the optimiser with linear warm-up and cosine decay to zero within `config.epochs`.
 
     Weight decay is decoupled, proportional to the learning rate, and of the kernels of dense layers and convolutions
-    only. With `config.layer_decay` below 1 the learning rate falls from the head to the embeddings, block by block.
+    only; that of LAMB goes through its trust ratio, see `Lamb`. With `config.layer_decay` below 1 the learning rate
+    falls from the head to the embeddings, block by block.
 
     Reference:
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (arXiv:1711.05101); layer-wise decay as in BEiT,
@@ -89,20 +115,27 @@ def make_optimizer(model: keras.Model, config: FitConfig, steps_per_epoch: int) 
 def learning_rate_scales(model: keras.Model, layer_decay: float) -> dict[str, float]:
     """Returns the factor of the learning rate for every trainable variable, by its path.
 
-    Embeddings have `layer_decay` to the power of the number of blocks plus one, the last block has `layer_decay`, what
-    comes behind it has 1.
+    Embeddings have `layer_decay` to the power of the number of blocks plus one, the last block and the prompts before
+    it have `layer_decay`, what comes behind it has 1. Blocks count whether they train or not.
     """
-    paths = [variable.path for variable in model.trainable_variables]
-    blocks = {path: match[0] for path in paths if (match := re.search(r"(^|.*/)\w*block_\d+(?=/)", path))}
-    places = {name: depth for depth, name in enumerate(sorted(set(blocks.values()), key=_numbers), start=1)}
-    top = len(places) + 1
-    depths = {path: places[blocks[path]] if path in blocks else 0 if _is_embedding(path) else top for path in paths}
-    return {path: layer_decay ** (top - depth) for path, depth in depths.items()}
+    blocks = {match[0] for variable in model.variables if (match := _BLOCK.search(variable.path))}
+    places = {name: place for place, name in enumerate(sorted(blocks, key=_numbers), start=1)}
+    top = len(blocks) + 1
+
+    def depth(path: str) -> int:
+        if match := _PROMPTS.search(path):
+            return int(match[1]) + 1
+        if match := _BLOCK.search(path):
+            return places[match[0]]
+        return 0 if "embedding" in path or "token" in path else top
+
+    return {v.path: layer_decay ** (top - depth(v.path)) for v in model.trainable_variables}
+
+
+_BLOCK = re.compile(r"(^|.*/)\w*block_\d+(?=/)")
+_PROMPTS = re.compile(r"(?:^|/)prompts_(\d+)(?=/)")
+"""As `vit_keras.adapt` names the prompts before each block."""
 
 
 def _numbers(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
-
-
-def _is_embedding(path: str) -> bool:
-    return any(word in path for word in ("embedding", "token", "prompt"))

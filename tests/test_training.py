@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from harness import randomise_zeros
 
-from vit_keras import create_model
+from vit_keras import adapt, create_model
 from vit_keras.pipelines.config import OPTIMIZERS, AugmentConfig, FitConfig
 from vit_keras.pipelines.datasets import Split, load_data
-from vit_keras.pipelines.optimizers import learning_rate_scales, make_optimizer
+from vit_keras.pipelines.optimizers import Lamb, learning_rate_scales, make_optimizer
 from vit_keras.pipelines.preprocessing import batches, training_batches
 from vit_keras.pipelines.training import Checkpoint, FitData, SmoothedCrossentropy, accuracy, fit, write_metrics
 
@@ -228,7 +228,10 @@ def test_a_short_training_is_not_all_warm_up():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_only_kernels_are_decayed(name):
-    """With gradients of zero nothing but the decay changes a weight; Lion and LAMB included."""
+    """With gradients of zero nothing but the decay changes a weight; Lion and LAMB included.
+
+    LAMB's update is the decay alone then, and its trust ratio brings that to the length of the weight.
+    """
     model = create_model("vit_micro_patch2_8", 10, num_layers=1, pooling="token", position_embedding="learned")
     randomise_zeros(model)
     before = {v.path: v.numpy() for v in model.trainable_variables}
@@ -236,9 +239,7 @@ def test_only_kernels_are_decayed(name):
     optimizer = make_optimizer(model, config, 10)
     optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
     for variable in model.trainable_variables:
-        share = 0.95 if variable.name == "kernel" else 1.0
-        if name == "lamb" and share < 1:
-            continue  # Its trust ratio divides by the update, which is zero here.
+        share = (0.9 if name == "lamb" else 0.95) if variable.name == "kernel" else 1.0
         np.testing.assert_allclose(variable, share * before[variable.path], rtol=1e-5, err_msg=variable.path)
 
 
@@ -260,6 +261,28 @@ def test_adamw_is_keras_adamw():
         results.append([v.numpy() for v in model.trainable_variables])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_lamb_is_that_of_its_paper(decay):
+    """Against algorithm 2 of arXiv:1904.00962, in NumPy; without decay it is Keras's too."""
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(5, 3)).astype("float32")
+    steps = rng.normal(size=(4, 5, 3)).astype("float32")
+    expected, m, v = start.astype("float64"), 0.0, 0.0
+    for t, g in enumerate(steps, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        update = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7) + decay * expected
+        expected -= 0.05 * np.linalg.norm(expected) / np.linalg.norm(update) * update
+    for optimizer in (Lamb(0.05), keras.optimizers.Lamb(0.05)):
+        kernel = keras.Variable(start, name="kernel")
+        optimizer.build([kernel])
+        for g in steps:
+            more = {"decay": decay} if isinstance(optimizer, Lamb) else {}
+            optimizer.update_step(keras.ops.convert_to_tensor(g), kernel, 0.05, **more)
+            optimizer.iterations.assign_add(1)
+        if more or not decay:
+            np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -290,8 +313,16 @@ def test_layers_learn_at_their_own_rates():
 
 def test_more_than_ten_blocks_stay_in_their_order():
     variables = [SimpleNamespace(path=f"block_{i}/kernel") for i in range(12)]
-    scales = learning_rate_scales(SimpleNamespace(trainable_variables=variables), 0.5)
+    scales = learning_rate_scales(SimpleNamespace(variables=variables, trainable_variables=variables), 0.5)
     assert [scales[f"block_{i}/kernel"] for i in range(12)] == [0.5 ** (12 - i) for i in range(12)]
+
+
+@pytest.mark.parametrize(("method", "rates"), [("prompt_deep", [1 / 8, 1 / 4, 1 / 2]), ("prompt_shallow", [1 / 8])])
+def test_prompts_learn_at_the_rate_of_the_block_behind_them(method, rates):
+    """Though the blocks themselves are frozen."""
+    model = adapt(create_model("vit_micro_patch2_8", 10, num_layers=3), method)
+    expected = {f"prompts_{i}/prompts": rate for i, rate in enumerate(rates)}
+    assert learning_rate_scales(model, 0.5) == {**expected, "head/kernel": 1, "head/bias": 1}
 
 
 def test_accumulated_batches_are_one_large_batch(digits, tmp_path):

@@ -1,7 +1,7 @@
 """Several devices of one host, and several hosts; docs/distributed.md says what works. TensorFlow only when asked."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -36,6 +36,61 @@ class Process:
         """Devices of all processes together."""
         return self.count * self.local_devices
 
+    def wait(self, where: str) -> None:
+        """Waits until all processes have come here; a process alone goes on at once.
+
+        Args:
+            where: A name for this place, the same in all processes.
+        """
+        if self.count > 1:
+            from jax.experimental.multihost_utils import sync_global_devices
+
+            sync_global_devices(where)
+
+    def first(self, act: Callable[[], object]) -> None:
+        """Lets the first process do something alone, such as writing what all of them read.
+
+        It begins when all processes have come here, and they go on when it is done. All must call this.
+
+        Args:
+            act: What to do.
+
+        Raises:
+            RuntimeError: in the other processes, if it failed in the first one; there it raises what `act` raised.
+        """
+        if self.count == 1:
+            act()
+            return
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        self.wait("the first process acts")
+        error = None
+        if self.index == 0:
+            try:
+                act()
+            except Exception as raised:
+                error = raised
+        failed = broadcast_one_to_all(np.int32(error is not None))
+        if error:
+            raise error
+        if failed:
+            raise RuntimeError("The first process has failed; what it printed says why.")
+
+    def share(self, batch_size: int) -> int:
+        """Returns how many examples of a global batch this process brings.
+
+        Args:
+            batch_size: Examples in a global batch; must be a multiple of the number of all devices.
+
+        Raises:
+            ValueError: a `batch_size` that the devices do not divide.
+        """
+        if batch_size % self.devices:
+            raise ValueError(
+                f"batch_size must be a multiple of {self.devices} devices. Received: batch_size={batch_size}"
+            )
+        return batch_size // self.count
+
     def training_rows(self, examples: int, batch_size: int) -> np.ndarray:
         """Returns where in an epoch's order this process finds its examples.
 
@@ -47,7 +102,7 @@ class Process:
             batch_size: Examples in a global batch; must be a multiple of the number of all devices.
 
         Returns:
-            Positions, int64 `(n,)`, to be batched by `batch_size // count`.
+            Positions, int64 `(n,)`, to be batched by `share(batch_size)`.
 
         Raises:
             ValueError: a `batch_size` that the devices do not divide.
@@ -66,7 +121,7 @@ class Process:
             batch_size: Examples in a global batch; must be a multiple of the number of all devices.
 
         Returns:
-            Positions, int64 `(n,)`, to be batched by `batch_size // count`, and weights, float32 `(n,)`.
+            Positions, int64 `(n,)`, to be batched by `share(batch_size)`, and weights, float32 `(n,)`.
 
         Raises:
             ValueError: a `batch_size` that the devices do not divide.
@@ -76,11 +131,7 @@ class Process:
         return self._mine(np.minimum(rows, examples - 1), batch_size), self._mine(weights, batch_size)
 
     def _mine(self, values: np.ndarray, batch_size: int) -> np.ndarray:
-        if batch_size % self.devices:
-            raise ValueError(
-                f"batch_size must be a multiple of {self.devices} devices. Received: batch_size={batch_size}"
-            )
-        return values.reshape(-1, self.count, batch_size // self.count)[:, self.index].reshape(-1)
+        return values.reshape(-1, self.count, self.share(batch_size))[:, self.index].reshape(-1)
 
 
 def initialize(address: str | None = None, count: int | None = None, index: int | None = None) -> Process:
@@ -100,8 +151,8 @@ def initialize(address: str | None = None, count: int | None = None, index: int 
         RuntimeError: JAX has computed something already.
     """
     address = address or os.environ.get(ADDRESS)
-    count = _number(COUNT) if count is None else count
-    index = _number(INDEX) if index is None else index
+    count = _from_environment(COUNT) if count is None else count
+    index = _from_environment(INDEX) if index is None else index
     if address is None and count is None and index is None:
         return Process(local_devices=_local_devices())
     if address is None or count is None or index is None:
@@ -197,7 +248,7 @@ def clip_whole_gradients(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer._clip_gradients = clip_the_sum
 
 
-def _number(name: str) -> int | None:
+def _from_environment(name: str) -> int | None:
     value = os.environ.get(name)
     if value is None:
         return None

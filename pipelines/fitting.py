@@ -105,15 +105,15 @@ def fit_data(
     """
     process = process or Process()
     batch_size = min(config.fit.batch_size, len(data.train))
-    process.training_rows(0, batch_size)  # Says so if the devices do not divide it.
+    share = process.share(batch_size)
     crops = config.augment.changes(image_size).crop_area < 1
-    split = data.train if crops else load_pixels(data.train, image_size, cache)
+    split = data.train if crops else load_pixels(data.train, image_size, cache, process)
 
     def train(epoch: int, step: int) -> Any:
         return training_batches(
             split,
             image_size,
-            batch_size // process.count,
+            share,
             config.augment,
             config.fit.seed,
             epoch,
@@ -123,7 +123,7 @@ def fit_data(
             shard=(process.index, process.count),
         )
 
-    validation = _validation(load_pixels(data.validation, image_size, cache), image_size, process)
+    validation = _validation(load_pixels(data.validation, image_size, cache, process), image_size, process)
     return FitData(train, len(data.train) // batch_size, validation)
 
 
@@ -134,6 +134,6 @@ def _validation(split: Split, image_size: tuple[int, int], process: Process) -> 
 
     size = 256 * process.devices
     rows, weights = process.evaluation_rows(len(split), size)
-    dataset = batches(split.take(rows), image_size, size // process.count)
-    weighted = tf.data.Dataset.from_tensor_slices(weights).batch(size // process.count)
+    dataset = batches(split.take(rows), image_size, process.share(size))
+    weighted = tf.data.Dataset.from_tensor_slices(weights).batch(process.share(size))
     return tf.data.Dataset.zip((dataset, weighted)).map(lambda pair, weight: (*pair, weight))

@@ -17,6 +17,7 @@ from .augment_config import AugmentConfig, Changes
 from .augmentation import Plan, change_batch, change_picture, crop_box, plan
 from .config import BALANCES
 from .datasets import Split, class_weights
+from .distribution import Process
 from .records import encoded_reader
 
 IN_MEMORY_BYTES = 2**31
@@ -25,7 +26,12 @@ ON_DISK_BYTES = 2**36
 """Larger ones of up to so many are kept on disk."""
 
 
-def load_pixels(split: Split, image_size: tuple[int, int], folder: str | Path | None = None) -> Split:
+def load_pixels(
+    split: Split,
+    image_size: tuple[int, int],
+    folder: str | Path | None = None,
+    process: Process | None = None,
+) -> Split:
     """Decodes and resizes a split once, in parallel: into memory, or into a file if that is too small.
 
     Args:
@@ -33,6 +39,7 @@ def load_pixels(split: Split, image_size: tuple[int, int], folder: str | Path | 
         image_size: Height and width in pixels.
         folder: Where to keep the pixels that `IN_MEMORY_BYTES` have no room for; a whole file that is there already,
             of the same pictures, is used.
+        process: This process of several that share the folder; the first one writes the file, the others wait for it.
 
     Returns:
         The split with uint8 pixels, `(n, H, W, 3)`; unchanged if they have room nowhere: without a folder, or if they
@@ -47,12 +54,17 @@ def load_pixels(split: Split, image_size: tuple[int, int], folder: str | Path | 
     if folder is None:
         return split
     file = Path(folder) / f"{_digest(split)}.{height}x{width}.npy"
-    if not file.exists():
-        if math.prod(shape) > min(ON_DISK_BYTES, free_bytes(folder) // 2):
-            return split
+
+    def write() -> None:
+        if file.exists() or math.prod(shape) > min(ON_DISK_BYTES, free_bytes(folder) // 2):
+            return
         with replacing(file) as temporary:
             pixels = np.lib.format.open_memmap(temporary, "w+", "uint8", shape)
             _fill(pixels, split, image_size).flush()
+
+    (process or Process()).first(write)
+    if not file.exists():
+        return split
     return replace(split, images=np.load(file, mmap_mode="r", allow_pickle=False))
 
 
@@ -126,17 +138,26 @@ def training_batches(
         `(batch_size,)`, or with MixUp or CutMix the share of each class, float32 `(batch_size, num_classes)`.
 
     Raises:
-        ValueError: an unknown `balance`, pictures to be mixed without `num_classes`.
+        ValueError: an unknown `balance`, pictures to be mixed without `num_classes`, or fewer pictures than a batch.
     """
     if balance not in BALANCES:
         raise ValueError(f"balance must be one of {', '.join(BALANCES)}. Received: balance={balance!r}")
     changes = config.changes(image_size)
     if changes.mixes and num_classes is None:
         raise ValueError("num_classes must be given with MixUp or CutMix. Received: num_classes=None")
+    host, hosts = shard
+    if batch_size * hosts > len(split):
+        raise ValueError(
+            f"batch_size must be at most the {len(split)} pictures, of all hosts together. "
+            f"Received: batch_size={batch_size}, shard={shard}"
+        )
     classes = num_classes or int(split.labels.max()) + 1
-    weights = class_weights(split.labels, classes) if balance != "none" else np.ones(1, "float32")
-    order = _Order(split.labels, batch_size, changes.repeats, seed, shard, weights if balance == "sampling" else None)
-    labels = tf.constant(split.labels)
+    weights = class_weights(split.labels, classes) if balance != "none" else None
+    with tf.device("CPU"):
+        labels = tf.constant(split.labels)
+        places = tf.constant(Process(host, hosts).training_rows(len(split), batch_size * hosts))
+    places = tf.reshape(places, (-1, batch_size))
+    order = _Order(split.labels, places, changes.repeats, seed, weights if balance == "sampling" else None)
     read = _cropping_reader(split, image_size, changes)
 
     def draw(epoch: tf.Tensor, indices: tf.Tensor, copies: tf.Tensor) -> tuple[tf.Tensor, Plan]:
@@ -146,36 +167,26 @@ def training_batches(
     def load(index: tf.Tensor, own: Plan) -> tuple[tf.Tensor, tf.Tensor, Plan]:
         return change_picture(read(index, own.crop), own, changes), labels[index], own
 
-    def finish(pictures: tf.Tensor, labels: tf.Tensor, own: Plan) -> tuple[tf.Tensor, ...]:
-        pictures, targets = change_batch(pictures, labels, own, changes, num_classes)
-        if balance != "weights":
-            return pictures, targets
-        if changes.mixes:
-            return pictures, targets, tf.linalg.matvec(targets, tf.constant(weights))
-        return pictures, targets, tf.gather(weights, labels)
-
     dataset = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
     dataset = dataset.flat_map(lambda epoch: order(epoch, tf.where(epoch == first_epoch, first_step, 0)))
     # As many threads as cores: the pipeline does nothing but compute, and tf.data's own choice was slower and unsteady.
-    dataset = dataset.map(draw).prefetch(1).unbatch().map(load, os.cpu_count())
-    return dataset.batch(batch_size, drop_remainder=True).map(finish).prefetch(2)
+    dataset = dataset.map(draw).prefetch(1).unbatch().map(load, os.cpu_count()).batch(batch_size, drop_remainder=True)
+    return dataset.map(_finisher(changes, num_classes, weights if balance == "weights" else None)).prefetch(2)
 
 
 @dataclass(frozen=True)
 class _Order:
-    """Which pictures stand in which batch of an epoch."""
+    """Which pictures stand in which batch of an epoch, of whose order the batches take the `places`, `(steps, B)`."""
 
     labels: np.ndarray
-    batch_size: int
+    places: tf.Tensor
     repeats: int
     seed: int
-    shard: tuple[int, int]
     weights: np.ndarray | None
 
     def __call__(self, epoch: tf.Tensor, first_step: tf.Tensor) -> tf.data.Dataset:
         """Returns the batches of an epoch from a step on: the epoch, indices and numbers of the copies, `(B,)`."""
-        count, (host, hosts) = len(self.labels), self.shard
-        steps = count // (self.batch_size * hosts)
+        count = len(self.labels)
         key = tf.stack([tf.constant(self.seed, tf.int64), epoch])
         if self.weights is None:
             order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seed=key)
@@ -183,12 +194,25 @@ class _Order:
             edges = np.cumsum(self.weights[self.labels], dtype="float64")
             drawn = tf.random.stateless_uniform((count,), key, dtype=tf.float64) * edges[-1]
             order = tf.searchsorted(tf.constant(edges), drawn, side="right", out_type=tf.int64)
-        place = tf.range(steps * hosts * self.batch_size, dtype=tf.int64)
-        indices = tf.gather(order, place // self.repeats)
-        parts = [
-            tf.reshape(x, (steps, hosts, self.batch_size))[first_step:, host] for x in (indices, place % self.repeats)
-        ]
-        return tf.data.Dataset.from_tensor_slices(tuple(parts)).map(lambda i, copy: (epoch, i, copy))
+        places = self.places[first_step:]
+        parts = (tf.gather(order, places // self.repeats), tf.math.floormod(places, self.repeats))
+        return tf.data.Dataset.from_tensor_slices(parts).map(lambda i, copy: (epoch, i, copy))
+
+
+def _finisher(
+    changes: Changes, num_classes: int | None, weights: np.ndarray | None
+) -> Callable[[tf.Tensor, tf.Tensor, Plan], tuple[tf.Tensor, ...]]:
+    """Returns a function from a batch's pictures, labels and plans to what `model.fit` takes; `weights` by class."""
+
+    def finish(pictures: tf.Tensor, labels: tf.Tensor, own: Plan) -> tuple[tf.Tensor, ...]:
+        pictures, targets = change_batch(pictures, labels, own, changes, num_classes)
+        if weights is None:
+            return pictures, targets
+        if changes.mixes:
+            return pictures, targets, tf.linalg.matvec(targets, tf.constant(weights))
+        return pictures, targets, tf.gather(weights, labels)
+
+    return finish
 
 
 def _picture_reader(split: Split, image_size: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -221,7 +245,11 @@ def _source(split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a function from an index to a picture's pixels, uint8 `(h, w, 3)`, or to its file's content."""
     if isinstance(split.images, np.memmap):
         file, shape = split.images, split.images.shape[1:]
-        return lambda i: tf.ensure_shape(tf.numpy_function(lambda i: np.asarray(file[i]), (i,), tf.uint8), shape)
+
+        def read(i: np.ndarray) -> np.ndarray:
+            return np.asarray(file[i])
+
+        return lambda i: tf.ensure_shape(tf.numpy_function(read, (i,), tf.uint8), shape)
     if isinstance(split.images, np.ndarray):
         with tf.device("CPU"):  # All pictures of a split: the GPU's memory is for the model.
             pixels = tf.constant(np.asarray(split.images))

@@ -219,8 +219,7 @@ def _prepare(
         raise OSError(
             errno.ENOSPC, f"A run of {config.model} needs about {needed / 1e6:.1f} MB of disk", str(folder.path)
         )
-    if process.index == 0:
-        folder.begin(config, overwrite)
+    process.first(lambda: folder.begin(config, overwrite))
     return folder, config, data, model
 
 

@@ -525,6 +525,13 @@ def test_mixing_needs_the_number_of_classes_and_balance_a_known_name():
         training_batches(arrays(), (8, 8), 6, OFF, 0, balance="even")
 
 
+@pytest.mark.parametrize(("batch_size", "shard"), [(COUNT + 1, (0, 1)), (COUNT // 2, (1, 3))])
+def test_a_batch_that_the_pictures_do_not_fill_is_refused(batch_size, shard):
+    """Every epoch would be empty, and the first batch waited for without end."""
+    with pytest.raises(ValueError, match=f"batch_size must be at most the 20 pictures.*batch_size={batch_size}"):
+        training_batches(arrays(), (8, 8), batch_size, OFF, 0, shard=shard)
+
+
 def test_the_number_of_threads_changes_nothing():
     config = AugmentConfig("rand_augment")
     options = tf.data.Options()

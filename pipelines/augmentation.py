@@ -276,14 +276,14 @@ def change_batch(
     if changes.erasing:
         x = erase(x, own.erase, own.colour)
     if changes.mixes:
-        share, box, label_share = _shares(own.mix[0], size_of(pictures), changes)
+        share, box, label_share = _mixing(own.mix[0], size_of(pictures), changes)
         x = mix(x, share, box)
         labels = tf.one_hot(labels, num_classes)
         labels = label_share * labels + (1 - label_share) * tf.reverse(labels, (0,))
     return x, labels
 
 
-def _shares(drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _mixing(drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns how a batch is mixed: a picture's share, the box that it has no share in, and its label's share.
 
     Reference:

@@ -1,25 +1,33 @@
 """The stage of a run that trains: builds the model as the configuration says, fits it, and gives it back plain."""
 
 import logging
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
 import vit_keras
-from vit_keras import adapt, count_parameters, create_model
+from vit_keras import adapt, count_parameters, create_model, merge_lora
 from vit_keras.distillation import Distiller
 
+from . import distribution
 from .config import RunConfig
 from .datasets import ImageData, Split
 from .distribution import Process
 from .preprocessing import batches, load_pixels, training_batches
+from .report import plot_history
 from .run_folder import RunFolder
-from .training import FitData, Row, fit
+from .training import FitData, Row, fit, load_last, write_metrics
 
 logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_PLOTS = 30
+"""A plot takes a quarter of a second, which would be much beside an epoch of a small set."""
 
 
 def build_model(config: RunConfig, num_classes: int, weights: str | None) -> keras.Model:
@@ -52,22 +60,56 @@ def _precision(policy: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a training leaves: plain float32 models, compiled with a plain loss, and how it went.
+
+    Attributes:
+        rows: Those of `fit`, one per epoch.
+        best: The model after the best epoch.
+        last: The model after the last epoch; `None` if that is the best one.
+    """
+
+    rows: list[Row]
+    best: keras.Model
+    last: keras.Model | None
+
+
 def fit_model(
     folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model, verbose: str | int, process: Process
-) -> list[Row]:
-    """Trains a run's model, by distillation if it has a teacher; goes on where an interrupted training was.
+) -> Fitted:
+    """Trains a run's model, by distillation if it has a teacher; goes on where an interrupted training was."""
+    state = folder.state / "training"
+    joined = with_teacher(model, config)
+    source = fit_data(data, model.input_shape[1:3], config, folder.state / "pixels", process)
+    rows = fit(joined, source, config.fit, state, verbose, process, _progress(folder))
+    best = _plain(model)
+    if min(range(len(rows)), key=lambda i: rows[i]["val_loss"]) == len(rows) - 1:
+        return Fitted(rows, best, None)
+    load_last(joined, state)
+    return Fitted(rows, best, _plain(model))
 
-    Returns:
-        The rows of `fit`. The model has the weights of the best epoch.
-    """
-    return fit(
-        with_teacher(model, config),
-        fit_data(data, model.input_shape[1:3], config, folder.state / "pixels", process),
-        config.fit,
-        folder.state / "training",
-        verbose,
-        process,
-    )
+
+def _progress(folder: RunFolder) -> Callable[[list[Row]], None]:
+    """Returns what writes a run's metrics after every epoch, and draws them now and then."""
+    drawn = -math.inf
+
+    def write(rows: list[Row]) -> None:
+        nonlocal drawn
+        write_metrics(rows, folder.metrics_file)
+        if time.monotonic() > drawn + SECONDS_BETWEEN_PLOTS:
+            plot_history(rows, folder.history_plot)
+            drawn = time.monotonic()
+
+    return write
+
+
+def _plain(model: keras.Model) -> keras.Model:
+    """Copies the model as it is now. With a plain loss the copy loads in any program that knows our layers."""
+    with distribution.local():
+        copy = merge_lora(model, dtype="float32")
+        copy.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return copy
 
 
 def with_teacher(model: keras.Model, config: RunConfig) -> keras.Model:

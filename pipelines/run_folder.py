@@ -30,6 +30,8 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.model_file = self.path / "model.keras"
+        self.last_model_file = self.path / "last.keras"
+        """The model after the last epoch, if that is not the best one."""
         self.metrics_file = self.path / "metrics.csv"
         self.environment_file = self.path / "environment.json"
         self.labels_file = self.path / "labels.txt"
@@ -92,6 +94,7 @@ class RunFolder:
         for file in (self.report_json, self.report_html, self.model_file, self.metrics_file, self.environment_file):
             remove(file)
         for file in (
+            self.last_model_file,
             self.labels_file,
             self.history_plot,
             self.confusion_plot,
@@ -129,9 +132,9 @@ class RunFolder:
         with self.metrics_file.open(newline="") as file:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
-    def save_model(self, model) -> None:
-        """Saves the trained Keras model whole."""
-        with replacing(self.model_file) as temporary:
+    def save_model(self, model, file: Path) -> None:
+        """Saves a Keras model whole."""
+        with replacing(file) as temporary:
             model.save(temporary)
 
     @contextmanager

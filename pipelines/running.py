@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import vit_keras
-from vit_keras import get_preset, merge_lora
+from vit_keras import get_preset
 from vit_keras.export import Classifier, try_file
 from vit_keras.export.files import free_bytes, refuse_existing, remove
 from vit_keras.export.metadata import check_labels
@@ -25,7 +25,7 @@ from .distribution import Process
 from .environment import environment
 from .evaluation import Evaluation, evaluate_logits, evaluate_model
 from .exporting import export_files
-from .fitting import build_model, fit_model, with_teacher
+from .fitting import Fitted, build_model, fit_model, with_teacher
 from .preprocessing import batches
 from .proof import report_files, report_run
 from .report import plot_history
@@ -34,8 +34,8 @@ from .run_folder import RunFolder
 from .sheet import picture_sheet
 from .training import check_fit, write_metrics
 
-BYTES_PER_PARAMETER = 88
-"""Disk space of a run: three training states with all an optimiser has, the model, the SavedModel, six files."""
+BYTES_PER_PARAMETER = 92
+"""Disk space of a run: three training states with all an optimiser has, two models, the SavedModel, six files."""
 
 
 def run(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _prepare(
     data = data.framed(config.input.framing)
     keras.utils.set_random_seed(config.fit.seed)
     weights = None if folder.trained and not overwrite else config.weights
-    check_fit(config.fit)
+    check_fit(config.fit, max(1, len(data.train) // config.fit.batch_size))
     model = build_model(config, len(data.classes), weights)
     if overwrite or not folder.trained:
         with_teacher(model, config)
@@ -235,25 +235,26 @@ def _trained_model(
     if folder.trained:
         return vit_keras.load_model(folder.model_file)
     with folder.timed("training"):
-        rows = fit_model(folder, config, data, model, verbose, process)
-    with distribution.local():
-        model = merge_lora(model, dtype="float32")
-    if process.index:
-        return model
-    write_metrics(rows, folder.metrics_file)
-    plot_history(rows, folder.history_plot)
+        fitted = fit_model(folder, config, data, model, verbose, process)
+    process.first(lambda: _keep(folder, config, data, fitted))
+    return fitted.best
+
+
+def _keep(folder: RunFolder, config: RunConfig, data: ImageData, fitted: Fitted) -> None:
+    """Writes what a training leaves, the model last: a run that has it is trained."""
+    write_metrics(fitted.rows, folder.metrics_file)
+    plot_history(fitted.rows, folder.history_plot)
     folder.write_text(folder.labels_file, "\n".join(data.classes) + "\n")
     folder.write_json(folder.environment_file, environment(config, data))
     logs = folder.state / "training" / "tensorboard"
     if logs.exists():
         remove(folder.tensorboard)
         logs.rename(folder.tensorboard)
-    # A plain loss, so that the file loads in any program that knows our layers.
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     with distribution.local():
-        folder.save_model(model)
+        if fitted.last:
+            folder.save_model(fitted.last, folder.last_model_file)
+        folder.save_model(fitted.best, folder.model_file)
     remove(folder.state)
-    return model
 
 
 def _export_again(

@@ -11,10 +11,14 @@ from harness import randomise_zeros
 import vit_keras
 from vit_keras import create_model, merge_lora
 from vit_keras.pipelines import running
+from vit_keras.pipelines.checkpoint import Checkpoint
 from vit_keras.pipelines.config import AdaptConfig, AugmentConfig, DistillConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.datasets import Split, load_data
 from vit_keras.pipelines.distribution import Process
 from vit_keras.pipelines.fitting import build_model, fit_data
+from vit_keras.pipelines.preprocessing import batches
+from vit_keras.pipelines.run_folder import RunFolder
+from vit_keras.pipelines.training import SmoothedCrossentropy
 
 QUICK = FitConfig(epochs=1, warmup_epochs=0, batch_size=64, jit=False)
 
@@ -98,6 +102,57 @@ def test_a_run_is_a_teacher(finished_run, tmp_path):
     assert (says == (data.test.labels + 1) % 10).mean() < 0.2
 
 
+def test_a_run_keeps_its_last_epoch_beside_the_best(tmp_path, monkeypatch):
+    """With wrong labels validation is worse from epoch to epoch; with the right ones the last epoch is the best."""
+    data = load_data("digits")
+    wrong = replace(data, validation=Split(data.validation.images, (data.validation.labels + 1) % 10))
+    settings = config(tmp_path / "run", fit=replace(QUICK, epochs=3, patience=None), adapt=AdaptConfig("lora"))
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "load_data", lambda *arguments: wrong)
+        running.train(settings)
+    losses = [row["val_loss"] for row in RunFolder(tmp_path / "run").read_metrics()]
+    for name, loss in (("model", min(losses)), ("last", losses[-1])):
+        model = vit_keras.load_model(tmp_path / "run" / f"{name}.keras")
+        model.compile(loss=SmoothedCrossentropy(settings.fit.label_smoothing))
+        found = model.evaluate(batches(wrong.validation, (8, 8), 256), verbose=0)
+        assert abs(found - loss) < 1e-4 and not [v.path for v in model.variables if "lora" in v.path]
+    assert losses[-1] > min(losses) + 0.01
+    running.train(settings, overwrite=True)
+    losses = [row["val_loss"] for row in RunFolder(tmp_path / "run").read_metrics()]
+    assert losses[-1] == min(losses) and not (tmp_path / "run" / "last.keras").exists()
+
+
+def test_metrics_can_be_read_while_a_run_trains(tmp_path, monkeypatch):
+    """And they are the same after an interruption."""
+    settings = [config(tmp_path / name, fit=replace(QUICK, epochs=3)) for name in ("whole", "parts")]
+    running.train(settings[0])
+    folder, seen = RunFolder(tmp_path / "parts"), []
+    begin = Checkpoint.on_epoch_begin
+
+    def look(self, epoch, logs=None):
+        begin(self, epoch, logs)
+        seen.append(folder.read_metrics() if folder.metrics_file.exists() else None)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "on_epoch_begin", look)
+        with pytest.raises(KeyboardInterrupt):
+            running.train(settings[1])
+    assert not folder.trained and not folder.finished and folder.history_plot.exists()
+    running.train(settings[1])
+    rows = folder.read_metrics()
+    assert seen == [None, rows[:1], rows[:2]]
+    for a, b in zip(rows, RunFolder(tmp_path / "whole").read_metrics(), strict=True):
+        np.testing.assert_allclose(list(a.values()), list(b.values()), atol=1e-5)
+
+
+def test_a_run_that_makes_no_step_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"fit\.accumulate must be at most the 16 batches"):
+        running.train(config(tmp_path / "run", fit=replace(QUICK, accumulate=17)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_teacher_that_is_not_there_is_said_before_anything_is_written(tmp_path):
     with pytest.raises((FileNotFoundError, ValueError), match=r"nobody\.keras"):
         running.train(config(tmp_path / "run", distill=DistillConfig(str(tmp_path / "nobody.keras"))))
@@ -140,9 +195,9 @@ def test_a_batch_that_devices_cannot_share_is_refused():
 
 def test_several_devices_of_one_process_have_whole_validation_batches():
     data = load_data("digits")
-    batches = list(fit_data(data, (8, 8), config(), process=Process(0, 1, 16)).validation.as_numpy_iterator())
-    assert all(len(labels) % 16 == 0 for _, labels, _ in batches)
-    weights = np.concatenate([w for _, _, w in batches])
+    found = list(fit_data(data, (8, 8), config(), process=Process(0, 1, 16)).validation.as_numpy_iterator())
+    assert all(len(labels) % 16 == 0 for _, labels, _ in found)
+    weights = np.concatenate([w for _, _, w in found])
     assert (weights > 0).sum() == len(data.validation)
 
 

@@ -68,6 +68,68 @@ if process.index == 0:  # Whoever predicts does so with a model of its own.
 """
 )
 
+TRAIN = """
+import json, sys, time
+from dataclasses import replace
+import keras, numpy as np
+from vit_keras.pipelines import distribution, preprocessing, running
+from vit_keras.pipelines.checkpoint import Checkpoint
+from vit_keras.pipelines.config import AugmentConfig, FitConfig, InputConfig, RunConfig
+from vit_keras.pipelines.run_folder import RunFolder
+
+process = distribution.initialize()
+distribution.initialize = lambda: process  # For all trainings of this program.
+preprocessing.IN_MEMORY_BYTES = 0  # Pixels go into a file, which all read.
+config = RunConfig(
+    data="pictures.npz",
+    model="vit_micro_patch2_8",
+    out=sys.argv[1],
+    override={"num_layers": 1, "dropout_rate": 0.1},
+    fit=FitConfig(epochs=2, warmup_epochs=0, batch_size=16, checkpoint_steps=2),
+    augment=AugmentConfig("none"),
+)
+
+def slow(function):
+    def slowly(*arguments, **keywords):
+        time.sleep(0.3)
+        return function(*arguments, **keywords)
+    return slowly
+
+def fails(error, config):
+    try:
+        running.train(config)
+    except error:
+        return
+    raise AssertionError(f"no {error}")
+
+class DeathError(Exception):
+    pass
+
+end = Checkpoint.on_train_batch_end
+
+def die(self, batch, logs=None):
+    end(self, batch, logs)
+    if (len(self.rows), self._first_step + batch + 1) == (1, 2):
+        raise DeathError
+
+if process.count > 1:
+    if process.index == 0:  # Who does not wait for it is ahead of it.
+        np.savez, preprocessing._fill = slow(np.savez), slow(preprocessing._fill)
+        RunFolder.begin, RunFolder.save_model = slow(RunFolder.begin), slow(RunFolder.save_model)
+    Checkpoint.on_train_batch_end = die
+    fails(DeathError, config)
+    Checkpoint.on_train_batch_end = end
+    # What the first process refuses the others do not wait for.
+    fails(FileExistsError if process.index == 0 else RuntimeError, replace(config, fit=replace(config.fit, epochs=3)))
+running.train(config)
+rows = [RunFolder(config.out).read_metrics()]
+if process.count > 1:
+    running.train(config, overwrite=True)
+    assert RunFolder(config.out).trained
+    rows.append(RunFolder(config.out).read_metrics())
+open(f"{config.out}.{process.index}.json", "w").write(json.dumps(rows))
+"""
+
 MIRRORED = (
     """
 import tensorflow as tf
@@ -108,16 +170,20 @@ def start(program, folder, *arguments, **environment):
 def finish(*processes):
     """Waits for all of them; none is left behind."""
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = [process.communicate(timeout=480)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert not any(process.returncode for process in processes), "\n".join(said)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="several hosts need JAX, which is not installed")
-def test_two_processes_train_as_one(tmp_path):
-    """Dropout, clipping, validation that fills no batch: the same curves as one process with the same global batch."""
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="several hosts need JAX, which is not installed"
+)
+
+
+def start_two_and_one(program, folder):
+    """Runs a program in two processes of two devices, and in one of one; its argument is "two" or "one"."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -128,10 +194,16 @@ def test_two_processes_train_as_one(tmp_path):
         distribution.COUNT: "2",
     }
     finish(
-        start(HOST, tmp_path, "two", **two, **{distribution.INDEX: "0"}),
-        start(HOST, tmp_path, "two", **two, **{distribution.INDEX: "1"}),
-        start(HOST, tmp_path, "one", KERAS_BACKEND="jax"),
+        start(program, folder, "two", **two, **{distribution.INDEX: "0"}),
+        start(program, folder, "two", **two, **{distribution.INDEX: "1"}),
+        start(program, folder, "one", KERAS_BACKEND="jax"),
     )
+
+
+@needs_jax
+def test_two_processes_train_as_one(tmp_path):
+    """Dropout, clipping, validation that fills no batch: the same curves as one process with the same global batch."""
+    start_two_and_one(HOST, tmp_path)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert (one.pop("devices"), two.pop("devices")) == (1, 4)
     assert set(one) == set(two) == {"loss", "accuracy", "val_loss", "val_accuracy", "again"}
@@ -139,6 +211,22 @@ def test_two_processes_train_as_one(tmp_path):
         np.testing.assert_allclose(two[key], one[key], atol=1e-4)
     np.testing.assert_allclose(one["again"], one["val_loss"][-1], atol=1e-5)  # The weights of the rows are right.
     assert one["loss"][-1] < one["loss"][0]
+
+
+@needs_jax
+def test_two_processes_share_a_run(tmp_path):
+    """However slowly the first one writes: an interrupted run goes on, and one that is replaced begins anew."""
+    rng = np.random.default_rng(0)
+    pictures, labels = rng.integers(0, 256, (140, 10, 10, 3), dtype="uint8"), np.arange(140) % 4
+    np.savez(tmp_path / "pictures.npz", x_train=pictures, y_train=labels)
+    start_two_and_one(TRAIN, tmp_path)
+    ((one,), first, second) = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one.0", "two.0", "two.1")
+    )
+    assert first == second and len(one) == 2
+    for rows in first:
+        for a, b in zip(rows, one, strict=True):
+            np.testing.assert_allclose([a[key] for key in b], list(b.values()), atol=1e-4)
 
 
 def test_two_devices_of_a_host_train_as_one(tmp_path):
@@ -181,3 +269,18 @@ def test_one_process_is_the_rule_and_half_an_answer_is_refused(monkeypatch):
         distribution.initialize("127.0.0.1:1")
     with pytest.raises(ValueError, match=r"multiple of 6 devices\. Received: batch_size=16"):
         Process(0, 2, 3).training_rows(64, 16)
+    with pytest.raises(ValueError, match=r"multiple of 6 devices\. Received: batch_size=16"):
+        Process(0, 2, 3).share(16)
+
+
+def test_a_process_alone_waits_for_nobody():
+    done = []
+    Process().first(lambda: done.append("first"))
+    Process(local_devices=4).wait("here")
+    assert done == ["first"] and Process(1, 2, 3).share(12) == 6
+    with pytest.raises(OSError, match="full"):
+        Process().first(fill_the_disk)
+
+
+def fill_the_disk():
+    raise OSError("full")

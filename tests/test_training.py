@@ -1,6 +1,7 @@
 """Training: schedule, optimisers, averaged weights, and that an interruption changes nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,11 +11,13 @@ import pytest
 from harness import randomise_zeros
 
 from vit_keras import adapt, create_model
+from vit_keras.pipelines.checkpoint import Checkpoint
 from vit_keras.pipelines.config import OPTIMIZERS, AugmentConfig, FitConfig
 from vit_keras.pipelines.datasets import Split, load_data
 from vit_keras.pipelines.optimizers import Lamb, learning_rate_scales, make_optimizer
 from vit_keras.pipelines.preprocessing import batches, training_batches
-from vit_keras.pipelines.training import Checkpoint, FitData, SmoothedCrossentropy, accuracy, fit, write_metrics
+from vit_keras.pipelines.run_folder import RunFolder
+from vit_keras.pipelines.training import FitData, SmoothedCrossentropy, accuracy, fit, load_last, write_metrics
 
 SIZE = (8, 8)
 STEPS = 5
@@ -39,7 +42,13 @@ class DeathError(Exception):
     pass
 
 
-def train(digits, folder, config, die=None, augment=None, **overrides):
+def sync(model):
+    """On JAX the variables are behind, and assigned in vain, in the middle of an epoch."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def train(digits, folder, config, die=None, augment=None, on_epoch=None, **overrides):
     """Trains a tiny model with dropout; before the step `die` of an epoch it dies, and a new program goes on."""
     config = replace(config, jit=False)  # Compiling takes longer than these trainings.
 
@@ -50,7 +59,7 @@ def train(digits, folder, config, die=None, augment=None, **overrides):
 
     def start(extra):
         keras.utils.set_random_seed(config.seed)
-        model = create_model("vit_micro_patch2_8", 10, num_layers=1, dropout_rate=0.1, **overrides)
+        model = create_model("vit_micro_patch2_8", 10, **{"num_layers": 1, "dropout_rate": 0.1, **overrides})
         original = model.fit
 
         def with_more(*arguments, callbacks, **rest):
@@ -59,7 +68,7 @@ def train(digits, folder, config, die=None, augment=None, **overrides):
             return original(*arguments, callbacks=[*callbacks, *extra], **rest)
 
         model.fit = with_more
-        return model, fit(model, data_of(digits, config.seed, augment), config, folder)
+        return model, fit(model, data_of(digits, config.seed, augment), config, folder, on_epoch=on_epoch)
 
     if die is not None:
         with pytest.raises(DeathError):
@@ -83,7 +92,7 @@ def test_resumed_training_equals_an_uninterrupted_one(digits, tmp_path, monkeypa
     whole, whole_rows = train(digits, tmp_path / "a", config, augment=augment)
     seen = []
     load = Checkpoint._load
-    monkeypatch.setattr(Checkpoint, "_load", lambda self, model, name: (seen.append(name), load(self, model, name)))
+    monkeypatch.setattr(Checkpoint, "_load", lambda self, name: (seen.append(name), load(self, name)))
     parts, parts_rows = train(digits, tmp_path / "b", config, die, augment)
     every = settings.get("checkpoint_steps", STEPS)
     assert f"epoch_{die[0]}_step_{die[1] // every * every}.npz" in seen  # Not an older one.
@@ -118,6 +127,20 @@ def test_best_epoch_is_given_back(digits, tmp_path, ema):
     assert len(list(tmp_path.glob("*.npz"))) <= 2
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.8])
+def test_the_last_epoch_can_be_had_too(digits, tmp_path, ema):
+    """With wrong labels, validation is worse from epoch to epoch: the last is not the best."""
+    wrong = Split(digits[1].images, (digits[1].labels + 1) % 10)
+    model, rows = train((digits[0], wrong), tmp_path, FitConfig(epochs=4, warmup_epochs=0, learning_rate=5e-3, ema=ema))
+    assert rows[-1]["val_loss"] > min(row["val_loss"] for row in rows) + 0.01
+    load_last(model, tmp_path)
+    model.compile(loss=SmoothedCrossentropy(0.1))
+    loss = model.evaluate(batches(wrong, SIZE, 64), verbose=0, return_dict=True)["loss"]
+    assert abs(loss - rows[-1]["val_loss"]) < 1e-4
+    with pytest.raises(FileNotFoundError, match=f"No state of a training at {tmp_path / 'nothing'}"):
+        load_last(model, tmp_path / "nothing")
+
+
 def test_averaged_weights_are_the_average(digits, tmp_path):
     """Against an average of the weights after every step, made here."""
     config = FitConfig(epochs=1, warmup_epochs=0, ema=0.7, patience=None)
@@ -127,6 +150,7 @@ def test_averaged_weights_are_the_average(digits, tmp_path):
 
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
+            sync(model)
             seen.append([keras.ops.convert_to_numpy(v) for v in model.trainable_variables])
 
     model.fit = lambda *a, callbacks, **k: original(*a, callbacks=[*callbacks, Look()], **k)
@@ -139,11 +163,11 @@ def test_averaged_weights_are_the_average(digits, tmp_path):
         assert np.abs(last - a).max() > 1e-5
 
 
-def test_finished_training_is_not_repeated(digits, tmp_path):
+def test_finished_training_is_not_repeated(digits, tmp_path, caplog):
     config = FitConfig(epochs=2, warmup_epochs=0)
     first, rows = train(digits, tmp_path, config)
     again, same = train(digits, tmp_path, config)
-    assert rows == same
+    assert rows == same and "Going on" not in caplog.text
     for a, b in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -167,6 +191,7 @@ def test_a_state_with_weights_that_are_no_numbers_is_not_kept(digits, tmp_path):
     class Spoil(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if batch == 4:
+                sync(model)
                 kernel = model.get_layer("head").kernel
                 kernel.assign(np.full(kernel.shape, np.inf))
 
@@ -206,7 +231,123 @@ def test_state_survives_a_death_while_it_is_written(digits, tmp_path):
     _, rows = train(digits, tmp_path, config)
     (tmp_path / ".partial.state.json").write_text('{"rows": [')
     (tmp_path / ".partial.epoch_2_step_0.npz").write_bytes(b"half")
-    assert Checkpoint(tmp_path, keras.callbacks.EarlyStopping(), [], STEPS).rows == rows
+    assert train(digits, tmp_path, config)[1] == rows
+
+
+def test_what_a_killed_program_has_left_is_removed(digits, tmp_path):
+    config = FitConfig(epochs=2, warmup_epochs=0)
+    with pytest.raises(DeathError):
+        train(digits, tmp_path, config, on_epoch=die_now)
+    for name in ("epoch_0_step_3.npz", "epoch_2_step_0.npz", "mine.npz"):  # No state names them.
+        (tmp_path / name).write_bytes(b"half")
+    train(digits, tmp_path, config)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert "mine.npz" in left and "epoch_0_step_3.npz" not in left
+    assert left <= {"mine.npz", "state.json", "epoch_1_step_0.npz", "epoch_2_step_0.npz"}
+
+
+def die_now(rows):
+    raise DeathError
+
+
+def test_every_epoch_is_told_of_also_after_an_interruption(digits, tmp_path):
+    config = FitConfig(epochs=3, warmup_epochs=0)
+    told = []
+    _, rows = train(digits, tmp_path, config, (1, 2), on_epoch=lambda rows: told.append(list(rows)))
+    assert told == [rows[:1], rows[:2], rows]
+
+
+def test_an_epoch_is_kept_before_it_is_told_of(digits, tmp_path):
+    config = FitConfig(epochs=2, warmup_epochs=0)
+    with pytest.raises(DeathError):
+        train(digits, tmp_path, config, on_epoch=die_now)
+    assert len(json.loads((tmp_path / "state.json").read_text())["rows"]) == 1
+
+
+OTHERS = {
+    "settings": (
+        {"config": {"learning_rate": 1e-2, "epochs": 9}},
+        r"fit\.epochs: 2, now 9; fit\.learning_rate: .*, now 0\.01",
+    ),
+    "steps": ({"steps": STEPS - 1}, r"steps_per_epoch: 5, now 4\)"),
+    "depth": ({"model": {"num_layers": 2}}, r"variables\[\d+\]: .*; and \d+ more"),
+    "width": (
+        {"model": {"mlp_dim": 64}},
+        r"variables\[\d+\]: block/mlp/expand/kernel \(96, 192\), now .* \(96, 64\)",
+    ),
+    "part": ({"method": "bitfit"}, r"variables\[\d+\]: adamw/patch_embedding_projection_kernel_momentum .*, now "),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(digits, tmp_path_factory):
+    """The folder of a training that died after its first epoch."""
+    folder = tmp_path_factory.mktemp("training")
+    keras.utils.set_random_seed(0)
+    with pytest.raises(DeathError):
+        train(digits, folder, FitConfig(epochs=2, warmup_epochs=0), on_epoch=die_now)
+    return folder
+
+
+def fit_another(digits, folder, config=None, model=None, steps=STEPS, method="full"):
+    """Fits the model of `interrupted`, or another one, which must not be trained."""
+    built = create_model("vit_micro_patch2_8", 10, **{"num_layers": 1, "dropout_rate": 0.1, **(model or {})})
+    adapted = adapt(built, method)
+    adapted.fit = die_now
+    settings = FitConfig(**{"epochs": 2, "warmup_epochs": 0, "jit": False, **(config or {})})
+    fit(adapted, replace(data_of(digits), steps_per_epoch=steps), settings, folder)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_the_state_of_another_training_is_refused(digits, interrupted, case):
+    changes, said = OTHERS[case]
+    before = {file: file.read_bytes() for file in interrupted.iterdir()}
+    with pytest.raises(ValueError, match=f"{interrupted} holds the state of another training .*{said}"):
+        fit_another(digits, interrupted, **changes)
+    assert {file: file.read_bytes() for file in interrupted.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ['{"rows": [], "step": 0}', '{"rows": [', "[]"])
+def test_a_state_that_cannot_be_read_is_refused(digits, tmp_path, content):
+    """One of an older version, too, which does not say what training it is of."""
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json is no state that this version .*; remove .* to start again"):
+        fit_another(digits, tmp_path)
+
+
+def test_how_a_training_runs_may_change(digits, interrupted, tmp_path):
+    """In the same program too, where Keras gives layers without a name another number."""
+    folder = shutil.copytree(interrupted, tmp_path / "copy")
+    config = FitConfig(epochs=2, warmup_epochs=0, checkpoint_steps=2)
+    assert [row["epoch"] for row in train(digits, folder, config)[1]] == [0, 1]
+
+
+def test_a_training_that_makes_no_step_is_refused(digits, tmp_path):
+    config = FitConfig(epochs=2, accumulate=11)
+    with pytest.raises(
+        ValueError, match=r"fit\.accumulate must be at most the 10 batches.*Received: fit\.accumulate=11"
+    ):
+        train(digits, tmp_path / "run", config)
+    with pytest.raises(ValueError, match=r"steps_per_epoch must be >= 1\. Received: steps_per_epoch=0"):
+        fit_another(digits, tmp_path / "run", steps=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_fills_no_step_is_carried_into_the_next_epoch(digits, tmp_path):
+    """Of 5 batches an epoch 2 make a step: 5 steps in two epochs, not 4."""
+    model = create_model("vit_micro_patch2_8", 10, num_layers=1)
+    seen = [model.get_layer("head").get_weights()]
+    original = model.fit
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            sync(model)
+            seen.append(model.get_layer("head").get_weights())
+
+    model.fit = lambda *a, callbacks, **k: original(*a, callbacks=[*callbacks, Look()], **k)
+    fit(model, data_of(digits), FitConfig(epochs=2, warmup_epochs=0, accumulate=2, jit=False), tmp_path)
+    steps = [i for i in range(1, 11) if any((a != b).any() for a, b in zip(seen[i - 1], seen[i], strict=True))]
+    assert steps == [2, 4, 6, 8, 10]
 
 
 # Optimisers
@@ -362,10 +503,17 @@ def test_mixed_labels_count_by_their_shares():
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     shares = np.array([[0.3, 0.7, 0], [0, 0.4, 0.6]], "float32")
     np.testing.assert_allclose(SmoothedCrossentropy()(shares, logits), -(shares * log_p).sum(1).mean(), rtol=1e-5)
-    assert accuracy(shares, np.array([[0, 1, 0], [0, 1, 0]], "float32")).numpy().tolist() == [1, 0]
-    assert accuracy(np.array([1, 2]), np.array([[0, 1, 0], [0, 1, 0]], "float32")).numpy().tolist() == [1, 0]
+    logits = np.array([[0, 1, 0], [0, 1, 0]], "float32")
+    for labels in (shares, np.array([1, 2])):
+        assert keras.ops.convert_to_numpy(accuracy(labels, logits)).tolist() == [1, 0]
 
 
 def test_metrics_are_csv(tmp_path):
     write_metrics([{"epoch": 0, "loss": 1.5}, {"epoch": 1, "loss": 0.5}], tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text().split() == ["epoch,loss", "0,1.5", "1,0.5"]
+
+
+def test_metrics_of_no_epoch_are_an_empty_file(tmp_path):
+    folder = RunFolder(tmp_path)
+    write_metrics([], folder.metrics_file)
+    assert folder.metrics_file.read_bytes() == b"" and folder.read_metrics() == []

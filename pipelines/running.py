@@ -204,6 +204,9 @@ def _prepare(
         raise FileExistsError(f"{folder.path} holds a {until} run; --overwrite replaces it.")
     if config.model != "auto":
         get_preset(config.model)
+    for name, source in (("weights", config.weights), ("distill.teacher", config.distill.teacher)):
+        if source and Path(source).resolve().is_relative_to(folder.path.resolve()):  # It would be removed.
+            raise ValueError(f"{name} must lie outside of the run's folder, {folder.path}. Received: {name}={source}")
     data = _load(config)
     check_labels(data.classes, len(data.classes))
     config = resolve(config, data)

@@ -24,7 +24,7 @@ from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels
 from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
 from vit_keras.pipelines import cli, exporting, fitting, proof, running
-from vit_keras.pipelines.config import ExportConfig, FitConfig, InputConfig, RunConfig
+from vit_keras.pipelines.config import DistillConfig, ExportConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.environment import environment
 from vit_keras.pipelines.prediction import predict
 from vit_keras.pipelines.run_folder import RunFolder, read_config
@@ -51,6 +51,16 @@ def files_of(folder):
 
 def config(folder, **changes):
     return RunConfig(out=str(folder), **{**SHORT, **changes})
+
+
+@pytest.mark.parametrize("name", ["weights", "distill.teacher"])
+def test_a_run_does_not_start_from_what_it_replaces(run_copy, name):
+    before = (run_copy / "model.keras").read_bytes()
+    own = str(run_copy) if name == "distill.teacher" else str(run_copy / "model.keras")
+    changes = {"weights": own} if name == "weights" else {"distill": DistillConfig(own)}
+    with pytest.raises(ValueError, match=f"{name} must lie outside of the run's folder"):
+        running.train(config(run_copy, **changes), overwrite=True)
+    assert (run_copy / "model.keras").read_bytes() == before
 
 
 def test_a_run_leaves_its_files(finished_run):

@@ -169,8 +169,14 @@ def training_batches(
 
     dataset = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
     dataset = dataset.flat_map(lambda epoch: order(epoch, tf.where(epoch == first_epoch, first_step, 0)))
-    # As many threads as cores: the pipeline does nothing but compute, and tf.data's own choice was slower and unsteady.
-    dataset = dataset.map(draw).prefetch(1).unbatch().map(load, os.cpu_count()).batch(batch_size, drop_remainder=True)
+    # One thread more than cores: a slow picture holds up those behind it. tf.data's own choice was slower, unsteady.
+    dataset = (
+        dataset.map(draw)
+        .prefetch(1)
+        .unbatch()
+        .map(load, (os.cpu_count() or 1) + 1)
+        .batch(batch_size, drop_remainder=True)
+    )
     return dataset.map(_finisher(changes, num_classes, weights if balance == "weights" else None)).prefetch(2)
 
 

@@ -16,7 +16,7 @@ from vit_keras import create_model
 from vit_keras.pipelines.config import AugmentConfig, FitConfig, RunConfig
 
 SHORT = {
-    "fit": FitConfig(epochs=8, warmup_epochs=1, batch_size=64),
+    "fit": FitConfig(epochs=10, warmup_epochs=1, batch_size=64),
     "augment": AugmentConfig(noise=0.0),
     "override": {"num_layers": 2},
 }

@@ -249,7 +249,7 @@ def test_other_settings_do_not_go_on_with_an_unfinished_run(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         running.run(config(tmp_path / "run"))
     changed = replace(SHORT["fit"], epochs=9)
-    with pytest.raises(FileExistsError, match=r"fit\.epochs: 8, now 9"):
+    with pytest.raises(FileExistsError, match=r"fit\.epochs: 10, now 9"):
         running.run(config(tmp_path / "run", fit=changed))
 
 

@@ -27,9 +27,10 @@ from .quantize import KINDS, Kind, Rule, layer_of
 from .rounding import Rounding, products
 from .sensitivity import Relaxation, layer_errors, relax
 
-_TINY = 2.0**-20
 SENSITIVITY_PICTURES = 32
 """Pictures that a layer's effect on the logits is measured on."""
+_TINY = 2.0**-20
+"""A weight that stands for none: far below any that matters, and its scale is still a number in half precision."""
 
 
 def main(job: Path) -> None:

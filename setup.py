@@ -14,6 +14,7 @@ TEST = [
     "import-linter>=2.1",
     "ipykernel>=6.29",
     "jax>=0.4.35",  # The layers and models are tested on this backend too.
+    "mediapipe>=0.10.20",
     "nbclient>=0.10",
     "nbformat>=5.10",
     "packaging>=24.0",
@@ -41,7 +42,11 @@ setup(
         "vit_keras.pipelines",
     ],
     package_dir={"vit_keras": "vit_keras", "vit_keras.export": "export", "vit_keras.pipelines": "pipelines"},
-    package_data={"vit_keras": ["py.typed"], "vit_keras.pipelines": ["recipes/*.yaml"]},
+    package_data={
+        "vit_keras": ["py.typed"],
+        "vit_keras.export": ["standalone/*.py"],
+        "vit_keras.pipelines": ["recipes/*.yaml"],
+    },
     install_requires=[
         "ai-edge-litert>=2.1",
         "ai-edge-quantizer>=0.5",

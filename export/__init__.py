@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .devices import DeviceCheck, Refusal, RulesCheck, check_devices
     from .flatbuffer import FileInfo, OperatorInfo, TensorInfo
     from .framing import Framing
+    from .golden import GoldenCheck, verify_golden, write_golden
     from .inspection import Run, inspect_file, try_file
     from .interpreter import Classifier, OperatorCensus
     from .latency import Benchmark, Latency, benchmark, measure_latency
@@ -31,6 +32,7 @@ _HOME = {
     "FileInfo": "flatbuffer",
     "FileOptions": "tflite",
     "Framing": "framing",
+    "GoldenCheck": "golden",
     "KINDS": "quantize",
     "Kind": "quantize",
     "Latency": "latency",
@@ -63,7 +65,9 @@ _HOME = {
     "to_tflite_within": "tflite",
     "try_file": "inspection",
     "verify": "verification",
+    "verify_golden": "golden",
     "with_metadata": "metadata",
+    "write_golden": "golden",
 }
 
 __all__ = [
@@ -79,6 +83,7 @@ __all__ = [
     "FileInfo",
     "FileOptions",
     "Framing",
+    "GoldenCheck",
     "Kind",
     "Latency",
     "LayerError",
@@ -106,7 +111,9 @@ __all__ = [
     "to_tflite_within",
     "try_file",
     "verify",
+    "verify_golden",
     "with_metadata",
+    "write_golden",
 ]
 
 

@@ -79,7 +79,16 @@ class Classifier:
         raise ValueError(f"{path} takes {sizes} pictures. Received: image_size={image_size[0]}x{image_size[1]}")
 
     def logits(self, pictures: np.ndarray) -> np.ndarray:
-        """Returns the float32 class scores, `(n, num_classes)`, of pictures `(n, H, W, 3)` with pixels 0 to 255."""
+        """Returns the float32 class scores, `(n, num_classes)`, of pictures `(n, H, W, 3)` with pixels 0 to 255.
+
+        Raises:
+            ValueError: no pictures, or pictures of another size.
+        """
+        if not len(pictures) or np.shape(pictures)[1:] != (*self.image_size, 3):
+            height, width = self.image_size
+            raise ValueError(
+                f"pictures must be of shape (n, {height}, {width}, 3), n >= 1. Received: shape={np.shape(pictures)}"
+            )
         scores = [self._run(pictures[i : i + self.batch_size]) for i in range(0, len(pictures), self.batch_size)]
         return np.concatenate(scores)
 

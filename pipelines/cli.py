@@ -268,6 +268,27 @@ def _benchmark(options: Any) -> None:
     display.benchmarks(benchmark(options.files, options.threads))
 
 
+def _add_verify(parser: Parser) -> None:
+    parser.add_argument("files", metavar="FILE", nargs="+", help=".tflite files, such as those in a run's export/.")
+    parser.add_argument(
+        "--golden",
+        nargs="?",
+        type=str,
+        metavar="FOLDER",
+        help="The golden set; golden/ beside each file if not given, which is where a run has it.",
+    )
+
+
+def _verify(options: Any) -> int:
+    from vit_keras.export import verify_golden
+
+    from . import display
+
+    checks = [verify_golden(file, options.golden) for file in options.files]
+    display.golden(checks)
+    return int(not all(check.passed for check in checks))
+
+
 def _add_data(parser: Parser) -> None:
     _add_commands(parser, _DATA_COMMANDS)
 
@@ -326,6 +347,7 @@ _COMMANDS: Commands = {
     "list": (_list, _add_list, "List the presets, or the recipes."),
     "data": (_data, _add_data, "Look through pictures before they are used."),
     "devices": (_devices, _add_devices, "Predict where a file runs, operator by operator."),
+    "verify": (_verify, _add_verify, "Replay a run's golden set on files, here; the exit code is 1 where one differs."),
     "benchmark": (_benchmark, _add_benchmark, "Measure time, size and memory of files."),
 }
 

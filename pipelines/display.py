@@ -14,7 +14,7 @@ from rich.text import Text
 from .report import proof_cells
 
 if TYPE_CHECKING:
-    from vit_keras.export import Benchmark, DeviceCheck, Refusal
+    from vit_keras.export import Benchmark, DeviceCheck, GoldenCheck, Refusal
 
     from .checking import DataCheck, FoundPicture
     from .evaluation import Evaluation
@@ -194,6 +194,26 @@ def benchmarks(results: Sequence["Benchmark"]) -> None:
         for result in results
     ]
     _print_table(None, rows, wide=("file",))
+
+
+def golden(checks: Sequence["GoldenCheck"]) -> None:
+    """Prints what files made of their golden sets, then the pictures that they take for something else."""
+    rows = [
+        {
+            "file": str(check.file),
+            "held against": check.against + ("" if check.same_file else " (another file)"),
+            "pictures": str(check.pictures),
+            "top-1": f"{check.top1:.1%}",
+            "top-5": f"{check.top5:.1%}",
+            "max error": f"{check.max_abs_logit_error:.2g}",
+            "passed": "yes" if check.passed else "no",
+        }
+        for check in checks
+    ]
+    _print_table(None, rows, wide=("file", "held against"))
+    for check in checks:
+        if check.different:
+            print(f"{check.file}: another class for {', '.join(check.different)}")
 
 
 def _facts(preset: Any) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_keras import explain
+from vit_keras.export import KINDS, golden, write_golden
 from vit_keras.export.files import remove
 from vit_keras.export.framing import check_image_sizes
 from vit_keras.export.rewriting import at_size
@@ -81,6 +82,7 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
         image_size = model.input_shape[1:3]
         images = pixels(data.test, image_size)
         artefacts = prove(folder, config, evaluation, images)
+        _write_golden(folder, data, evaluation, images)
         for size in check_image_sizes(config.image_sizes):
             if size != image_size:
                 other = evaluate_model(at_size(model, size), data.test)
@@ -103,6 +105,14 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
         "artefacts": artefacts,
     }
     return _Proof(content, evaluation, images)
+
+
+def _write_golden(folder: RunFolder, data: ImageData, evaluation: Evaluation, images: np.ndarray) -> None:
+    """Keeps test pictures of all classes with the answers of every file that is there, of this export or another."""
+    chosen = np.sort(stratified_sample(evaluation.labels, golden.NUM_PICTURES, seed=0))
+    files = {kind: file for kind in KINDS if (file := folder.tflite_file(kind)).exists()}
+    parts = images[chosen], evaluation.labels[chosen]
+    write_golden(folder.golden, *parts, data.classes, files, evaluation.logits[chosen])
 
 
 def _pictures(model: keras.Model, proof: _Proof, classes: tuple[str, ...]) -> Figure:

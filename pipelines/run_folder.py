@@ -40,6 +40,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.export = self.path / "export"
         self.saved_model = self.export / "saved_model"
+        self.golden = self.export / "golden"
+        """Test pictures with the answers of every file."""
         self.relaxations = self.export / "relaxations.json"
         self.sensitivity = self.export / "sensitivity.json"
         self.sensitivity_plot = self.export / "sensitivity.png"

@@ -24,6 +24,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"vit_keras": "vit_keras", "vit_keras.export": "export", "vit_keras.pipelines": "pipelines"}
 """Import name to folder in the tree."""
+SCRIPTS = "standalone"
+"""Folder of scripts that are copied to where they run and import nothing of ours."""
 SYMLINKS = {"vit_keras/export": "../export", "vit_keras/pipelines": "../pipelines"}
 
 needs_symlinks = pytest.mark.skipif(
@@ -57,10 +59,13 @@ def files() -> list[str]:
 
 
 def sources(folder: str) -> list[Path]:
-    """Returns the Python files below a folder of the tree, without those behind its symlinks."""
+    """Returns the Python files below a folder of the tree, without those behind its symlinks and the scripts that are
+    data of the package."""
     found = []
     for path, folders, names in os.walk(ROOT / folder):
-        folders[:] = [name for name in folders if not (Path(path) / name).is_symlink() and name != "__pycache__"]
+        folders[:] = [
+            name for name in folders if not (Path(path) / name).is_symlink() and name not in ("__pycache__", SCRIPTS)
+        ]
         found += [Path(path) / name for name in names if name.endswith(".py")]
     return sorted(found)
 

@@ -39,6 +39,9 @@ class LayerNormalization(keras.layers.Layer):
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
 
     def call(self, x):
+        if keras.backend.backend() == "torch":  # PyTorch has it in one pass, with statistics in float32.
+            x = ops.cast(x, self.compute_dtype)
+            return ops.layer_normalization(x, self.gamma, self.beta, epsilon=self.epsilon)
         x = ops.cast(x, keras.backend.result_type(self.compute_dtype, "float32"))
         mean = ops.mean(x, axis=-1, keepdims=True)
         # The variance does not change with the mean to first order: without that path, which is zero, the gradient's

@@ -22,6 +22,9 @@ TEST = [
     "pytest>=8.3",
     "ruff>=0.9",
     "setuptools>=77",  # A test builds a wheel without isolation.
+    "tree-sitter>=0.25",
+    "tree-sitter-kotlin>=1.1",
+    "tree-sitter-swift>=0.7",
 ]
 
 setup(
@@ -44,7 +47,7 @@ setup(
     package_dir={"vit_keras": "vit_keras", "vit_keras.export": "export", "vit_keras.pipelines": "pipelines"},
     package_data={
         "vit_keras": ["py.typed"],
-        "vit_keras.export": ["standalone/*.py"],
+        "vit_keras.export": ["bundles/*/*", "standalone/*.py"],
         "vit_keras.pipelines": ["recipes/*.yaml"],
     },
     install_requires=[

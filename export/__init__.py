@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bundle import write_bundle
     from .calibrate import RANGES
     from .devices import DeviceCheck, Refusal, RulesCheck, check_devices
     from .flatbuffer import FileInfo, OperatorInfo, TensorInfo
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .interpreter import Classifier, OperatorCensus
     from .latency import Benchmark, Latency, benchmark, measure_latency
     from .metadata import read_labels, with_metadata
+    from .platforms import PLATFORMS, Platform
     from .quantize import KINDS, ROUNDINGS, Kind, Rule
     from .rewriting import REWRITES, rewrite
     from .saved_model import to_saved_model
@@ -39,6 +41,8 @@ _HOME = {
     "LayerError": "sensitivity",
     "OperatorCensus": "interpreter",
     "OperatorInfo": "flatbuffer",
+    "PLATFORMS": "platforms",
+    "Platform": "platforms",
     "Proof": "verification",
     "RANGES": "calibrate",
     "REWRITES": "rewriting",
@@ -67,11 +71,13 @@ _HOME = {
     "verify": "verification",
     "verify_golden": "golden",
     "with_metadata": "metadata",
+    "write_bundle": "bundle",
     "write_golden": "golden",
 }
 
 __all__ = [
     "KINDS",
+    "PLATFORMS",
     "RANGES",
     "REWRITES",
     "ROUNDINGS",
@@ -89,6 +95,7 @@ __all__ = [
     "LayerError",
     "OperatorCensus",
     "OperatorInfo",
+    "Platform",
     "Proof",
     "Refusal",
     "Relaxation",
@@ -113,6 +120,7 @@ __all__ = [
     "verify",
     "verify_golden",
     "with_metadata",
+    "write_bundle",
     "write_golden",
 ]
 

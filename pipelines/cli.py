@@ -13,6 +13,7 @@ from typing import Any
 import jsonargparse
 
 import vit_keras
+from vit_keras.export.platforms import PLATFORMS
 from vit_keras.export.targets import TARGETS, chosen_targets
 
 from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
@@ -90,7 +91,7 @@ _TARGETS = f"{', '.join(TARGETS)} or all"
 
 
 def _asked(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The targets in the values of `--for`: several flags, or names with commas between them."""
+    """The names in the values of `--for` or `--bundle`: several flags, or names with commas between them."""
     return tuple(name.strip() for value in given or () for name in value.split(","))
 
 
@@ -168,7 +169,15 @@ def _add_export(parser: Parser) -> None:
         action="store_true",
         help="Make only kinds without any float operator.",
     )
-    parser.add_class_arguments(ExportConfig, skip={"targets", "max_drop", "integer_only"})
+    parser.add_argument(
+        "--bundle",
+        action="append",
+        type=str,
+        metavar="PLATFORM",
+        help=f"{' or '.join(PLATFORMS)} writes export/PLATFORM, a folder for an app: static_int8 if that is made, else "
+        "the first kind, with its class names, the code that runs it, and a README; may be given several times.",
+    )
+    parser.add_class_arguments(ExportConfig, skip={"targets", "max_drop", "integer_only", "bundles"})
     parser.add_argument(
         "--data", type=str, help="Of a .keras file: the data to calibrate and to prove with, as for run."
     )
@@ -184,8 +193,8 @@ def _export(options: Any) -> None:
     path, data, out = (values.pop(name) for name in ("path", "data", "out"))
     overwrite = values.pop("overwrite", False)
     given = InputConfig(**values.pop("input"))
-    targets = _asked(values.pop("for"))
-    config = ExportConfig(targets=targets, **values)
+    targets, bundles = (_asked(values.pop(flag)) for flag in ("for", "bundle"))
+    config = ExportConfig(targets=targets, bundles=bundles, **values)
     of_model = path.endswith(".keras")
     if bool(data) != of_model or (not of_model and (out or given != InputConfig())):
         raise ValueError(
@@ -196,12 +205,14 @@ def _export(options: Any) -> None:
     _quiet_tensorflow()
     from . import display, running
 
-    if not of_model:
-        display.proof(running.export(path, config, overwrite), path)
-        return
-    out = out or path.removesuffix(".keras")
-    run_config = RunConfig(data=data, out=out, input=given, export=config)
-    display.proof(running.export_model(path, run_config, overwrite), out)
+    if of_model:
+        folder = out or path.removesuffix(".keras")
+        run_config = RunConfig(data=data, out=folder, input=given, export=config)
+        display.proof(running.export_model(path, run_config, overwrite), folder)
+    else:
+        folder = path
+        display.proof(running.export(path, config, overwrite), folder)
+    display.bundles(config.bundles, folder)
 
 
 def _add_predict(parser: Parser) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_keras.export.framing import Framing, check_image_sizes
+from vit_keras.export.platforms import check_bundles, chosen_platforms
 from vit_keras.export.quantize import DEFAULT_KINDS, KINDS, check_kinds
 from vit_keras.export.targets import kinds_for
 from vit_keras.messages import nearest
@@ -84,6 +85,8 @@ class ExportConfig:
         integer_only: Whether only kinds without any float operator are made.
         sensitivity: Whether the report shows what quantising does to each layer; takes a conversion per layer.
         image_sizes: Further picture sizes that every file takes, as [160, [192, 256]]: a signature for each.
+        bundles: Phones to write a folder for an app for, as android,ios: static_int8 if that is made, else the first
+            kind, with its class names, the code that runs it, and a README.
         saved_model: Whether a SavedModel is written too.
         calibration_pictures: Training pictures that the ranges of integer tensors are measured on, >= 1.
         validation_pictures: Most validation pictures that a file is held to max_drop on, >= 1.
@@ -96,6 +99,7 @@ class ExportConfig:
     integer_only: bool = False
     sensitivity: bool = False
     image_sizes: tuple[int | tuple[int, int], ...] = ()
+    bundles: str | tuple[str, ...] = ()
     saved_model: bool = True
     calibration_pictures: int = 200
     validation_pictures: int = 2000
@@ -111,6 +115,8 @@ class ExportConfig:
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "targets", tuple(targets))
         object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
+        check_bundles(names(self.bundles), kinds)
+        object.__setattr__(self, "bundles", tuple(platform.name for platform in chosen_platforms(names(self.bundles))))
         drop = self.max_drop
         require(drop is None or 0 <= drop <= 100, "export.max_drop", "0 to 100 points", drop)
         require(self.validation_pictures >= 1, "export.validation_pictures", ">= 1", self.validation_pictures)

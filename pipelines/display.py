@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .report import proof_cells
+from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from vit_keras.export import Benchmark, DeviceCheck, GoldenCheck, Refusal
@@ -82,6 +83,12 @@ def proof(report: dict[str, Any], folder: str | Path) -> None:
         print(f"Fastest within the limit, here: {min(within, key=lambda a: a['latency_ms']['p50'])['kind']}")
     page = Path(folder) / "report.html"
     print(f"Report: {page if page.exists() else page.with_suffix('.json')}")
+
+
+def bundles(platforms: Sequence[str], folder: str | Path) -> None:
+    """Prints where the folders for apps are."""
+    for platform in platforms:
+        print(f"For an app on {platform}: {RunFolder(folder).bundle(platform)}")
 
 
 def _relaxation(found: dict[str, Any]) -> str:

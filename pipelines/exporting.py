@@ -1,6 +1,7 @@
 """From a run's model to its files, and their proof: what is there already is neither written nor measured again."""
 
 import dataclasses
+import filecmp
 import json
 import logging
 from pathlib import Path
@@ -20,8 +21,12 @@ from vit_keras.export import (
     to_saved_model,
     to_tflite_files,
     to_tflite_within,
+    write_bundle,
 )
+from vit_keras.export.bundle import MODEL_FILE
 from vit_keras.export.files import remove
+from vit_keras.export.framing import Framing
+from vit_keras.export.platforms import bundled_kind
 
 from .config import ExportConfig
 from .datasets import ImageData, Split, stratified_sample
@@ -59,6 +64,25 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         folder.write_json(
             folder.sensitivity, {k: [dataclasses.asdict(e) for e in found] for k, found in errors.items()}
         )
+    _write_bundles(folder, config, data.test.framing)
+
+
+def _write_bundles(folder: RunFolder, config: ExportConfig, framing: Framing | None) -> None:
+    """Writes the folders for apps that a run lacks.
+
+    Raises:
+        FileExistsError: a bundle is there and holds another file than it would now.
+    """
+    made = [kind for kind in config.kinds if folder.tflite_file(kind).exists()]
+    if config.bundles and not made:
+        logger.warning("No file is left for a bundle for %s.", ", ".join(config.bundles))
+        return
+    for platform in config.bundles:
+        file, bundle = folder.tflite_file(bundled_kind(made)), folder.bundle(platform)
+        if not bundle.exists():
+            write_bundle(file, platform, bundle, framing)
+        elif not filecmp.cmp(file, bundle / MODEL_FILE, shallow=False):
+            raise FileExistsError(f"{bundle} holds another file than {file.name}; --overwrite replaces it.")
 
 
 def _limit(kind: str, config: ExportConfig) -> float | None:

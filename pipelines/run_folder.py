@@ -54,6 +54,10 @@ class RunFolder:
         """The TensorFlow Lite file of a kind."""
         return self.export / f"model.{kind}.tflite"
 
+    def bundle(self, platform: str) -> Path:
+        """The folder for an app on a platform."""
+        return self.export / platform
+
     @property
     def finished(self) -> bool:
         """Whether the run has gone all the way to its report."""

@@ -265,6 +265,7 @@ def _export_again(
 ) -> None:
     """Writes the files that are missing, or all of them."""
     if overwrite:
-        for file in (folder.saved_model, *(folder.tflite_file(kind) for kind in config.kinds)):
+        bundles = (folder.bundle(platform) for platform in config.bundles)
+        for file in (folder.saved_model, *(folder.tflite_file(kind) for kind in config.kinds), *bundles):
             remove(file)
     export_files(folder, config, model, data)

@@ -154,6 +154,7 @@ def _conditions(facts: _Facts) -> dict[str, str]:
 
 def _values(facts: _Facts, framing: Framing) -> dict[str, Any]:
     _, height, width, _ = facts.input.shape
+    share = f", {framing.crop_fraction:.4g} of the side" if framing.crop_fraction < 1 else ""
     values: dict[str, Any] = {
         "version": vit_keras.__version__,
         "bytes": f"{facts.bytes:,}",
@@ -161,8 +162,7 @@ def _values(facts: _Facts, framing: Framing) -> dict[str, Any]:
         "width": width,
         "num_classes": len(facts.labels),
         "crop_fraction": float(framing.crop_fraction),
-        "framing": f"the middle {framing.crop_fraction:.4g} of its width or height is used, in the proportions "
-        f"{width}:{height}",
+        "framing": f"its middle is used, in the proportions {width}:{height}" + share,
         "scores": "probabilities" if facts.probabilities else "logits, which softmax turns into probabilities",
         "unnamed": "" if facts.named else "; the file names none, so these are numbers",
     }

@@ -142,7 +142,7 @@ def test_the_readme_says_what_the_file_is(bundles, files, platform, kind):
     assert f"{files[kind].stat().st_size:,} bytes" in readme and f"one of {len(LABELS)} classes" in readme
     for path in folder.iterdir():
         assert f"`{path.name}`" in readme or path.name == "README.md"
-    assert LINES[platform] in readme and "middle 0.875" in readme
+    assert LINES[platform] in readme and ", 0.875 of the side" in readme
     assert ("MediaPipe" in readme) == (kind != "int16x8")
     links = re.findall(r"https://[^\s)]+", readme)
     assert len(links) >= 4 and not any("localhost" in link for link in links)

@@ -46,7 +46,7 @@ public final class PictureClassifier {
       throw Failure.missingFile("labels.txt")
     }
     labels = try String(contentsOfFile: names, encoding: .utf8).split(separator: "\n").map { String($0) }
-    guard labels.count == Self.numClasses else { throw Failure.wrongLabels(count: labels.count) }
+    guard labels.count == PictureClassifier.numClasses else { throw Failure.wrongLabels(count: labels.count) }
     var options = Interpreter.Options()
     options.threadCount = threads
     options.isXNNPackEnabled = true
@@ -58,8 +58,9 @@ public final class PictureClassifier {
   public func classify(_ picture: CGImage, count: Int = 3) throws -> [Prediction] {
     try interpreter.copy(input(from: fit(picture)), toInputAt: 0)
     try interpreter.invoke()
-    let probabilities = softmax(scores(in: try interpreter.output(at: 0).data))  // only: scores=logits
-    let probabilities = scores(in: try interpreter.output(at: 0).data)  // only: scores=probabilities
+    let output = try interpreter.output(at: 0)
+    let probabilities = softmax(scores(in: output.data))  // only: scores=logits
+    let probabilities = scores(in: output.data)  // only: scores=probabilities
     let predictions = zip(labels, probabilities).map { Prediction(label: $0, probability: $1) }
     return Array(predictions.sorted { $0.probability > $1.probability }.prefix(count))
   }
@@ -81,7 +82,9 @@ public final class PictureClassifier {
     context.interpolationQuality = .high
     context.draw(cut, in: CGRect(x: 0, y: 0, width: Self.width, height: Self.height))
     guard let pixels = context.data?.assumingMemoryBound(to: UInt8.self) else { throw Failure.unreadablePicture }
-    return (0..<3 * Self.width * Self.height).map { pixels[4 * ($0 / 3) + $0 % 3] }  // Of four bytes, three count.
+    return withExtendedLifetime(context) {
+      (0..<3 * Self.width * Self.height).map { pixels[4 * ($0 / 3) + $0 % 3] }  // Of four bytes, three count.
+    }
   }
 
   private func input(from colours: [UInt8]) -> Data {

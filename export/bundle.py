@@ -19,7 +19,7 @@ from .files import refuse_existing, replacing
 from .flatbuffer import FileInfo, TensorInfo
 from .framing import Framing
 from .inspection import inspect_file
-from .metadata import LABELS_FILE, check_labels, read_labels
+from .metadata import LABELS_FILE, MOST_LABEL_BYTES, check_labels, read_labels
 from .platforms import Platform, chosen_platforms
 
 MODEL_FILE = "model.tflite"
@@ -95,7 +95,7 @@ def _read_facts(file: Path, platform: Platform) -> _Facts:
         (len(info.inputs), len(info.outputs)) != (1, 1)
         or any(tensor.dynamic for tensor in ends)
         or not (len(shapes[0]) == 4 and shapes[0][0] == 1 and shapes[0][3] == 3)
-        or not (len(shapes[1]) == 2 and shapes[1][0] == 1)
+        or not (len(shapes[1]) == 2 and shapes[1][0] == 1 and shapes[1][1] <= MOST_LABEL_BYTES)
     ):
         raise ValueError(
             f"{file} must take one picture, (1, H, W, 3), and give class scores, (1, num_classes), in fixed sizes. "
@@ -104,7 +104,7 @@ def _read_facts(file: Path, platform: Platform) -> _Facts:
     _check_types(file, info, ends, platform)
     named = read_labels(file)
     labels = check_labels(map(str, range(shapes[1][1])) if named is None else named, shapes[1][1])
-    return _Facts(*ends, _ends_in_softmax(info), labels, named is not None, info.bytes)
+    return _Facts(ends[0], ends[1], _ends_in_softmax(info), labels, named is not None, info.bytes)
 
 
 def _check_types(file: Path, info: FileInfo, ends: list[TensorInfo], platform: Platform) -> None:

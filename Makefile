@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BACKEND_TESTS := tests/test_layers.py tests/test_models.py tests/test_weights.py::test_golden
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-all lint format constraints clean
+.PHONY: run test test-all web lint format constraints clean
 
 run: $(INSTALLED)
 	$(BIN)/vit-keras run $(ARGS)
@@ -18,6 +18,10 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(BACKEND_TESTS)
+
+# LiteRT.js, for `vit-keras web`: fetched with npm, held against its checksum, and in wheels built afterwards.
+web: $(INSTALLED)
+	$(BIN)/python -m vit_keras.export.vendoring
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

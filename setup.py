@@ -18,6 +18,7 @@ TEST = [
     "nbclient>=0.10",
     "nbformat>=5.10",
     "packaging>=24.0",
+    "playwright>=1.49",  # Drives an installed Chromium; it need not download one.
     "pyright>=1.1.390",
     "pytest>=8.3",
     "ruff>=0.9",
@@ -47,7 +48,7 @@ setup(
     package_dir={"vit_keras": "vit_keras", "vit_keras.export": "export", "vit_keras.pipelines": "pipelines"},
     package_data={
         "vit_keras": ["py.typed"],
-        "vit_keras.export": ["bundles/*/*", "standalone/*.py"],
+        "vit_keras.export": ["bundles/*/*", "standalone/*.py", "web/*", "web/vendor/*"],  # `make web` fetches vendor/.
         "vit_keras.pipelines": ["recipes/*.yaml"],
     },
     install_requires=[

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .interpreter import Classifier, OperatorCensus
     from .latency import Benchmark, Latency, benchmark, measure_latency
     from .metadata import read_labels, with_metadata
+    from .page import build_page, page_server, page_url
     from .platforms import PLATFORMS, Platform
     from .quantize import KINDS, ROUNDINGS, Kind, Rule
     from .rewriting import REWRITES, rewrite
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .sensitivity import LayerError, Relaxation
     from .targets import TARGETS, Target
     from .tflite import FileOptions, measure_sensitivity, to_tflite, to_tflite_files, to_tflite_within
+    from .vendoring import vendor
     from .verification import Agreement, Proof, compare, verify
 
 _HOME = {
@@ -56,11 +58,14 @@ _HOME = {
     "Target": "targets",
     "TensorInfo": "flatbuffer",
     "benchmark": "latency",
+    "build_page": "page",
     "check_devices": "devices",
     "compare": "verification",
     "inspect_file": "inspection",
     "measure_latency": "latency",
     "measure_sensitivity": "tflite",
+    "page_server": "page",
+    "page_url": "page",
     "read_labels": "metadata",
     "rewrite": "rewriting",
     "to_saved_model": "saved_model",
@@ -68,6 +73,7 @@ _HOME = {
     "to_tflite_files": "tflite",
     "to_tflite_within": "tflite",
     "try_file": "inspection",
+    "vendor": "vendoring",
     "verify": "verification",
     "verify_golden": "golden",
     "with_metadata": "metadata",
@@ -105,11 +111,14 @@ __all__ = [
     "Target",
     "TensorInfo",
     "benchmark",
+    "build_page",
     "check_devices",
     "compare",
     "inspect_file",
     "measure_latency",
     "measure_sensitivity",
+    "page_server",
+    "page_url",
     "read_labels",
     "rewrite",
     "to_saved_model",
@@ -117,6 +126,7 @@ __all__ = [
     "to_tflite_files",
     "to_tflite_within",
     "try_file",
+    "vendor",
     "verify",
     "verify_golden",
     "with_metadata",

@@ -7,10 +7,11 @@ import errno
 import json
 import os
 import shutil
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .files import replacing
 from .flatbuffer import FileInfo
@@ -123,8 +124,7 @@ def _description(file: Path, labels: tuple[str, ...] | None, framing: Framing, n
 class _Handler(SimpleHTTPRequestHandler):
     """Hands out files with the types that browsers insist on, and isolated from other pages: threads need that."""
 
-    extensions_map = {  # noqa: RUF012
-        "": "application/octet-stream",
+    extensions_map: ClassVar[dict[str, str]] = {
         ".css": "text/css",
         ".html": "text/html; charset=utf-8",
         ".js": "text/javascript",
@@ -150,6 +150,10 @@ class _Handler(SimpleHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     allow_reuse_address = os.name != "nt"  # On Windows it would share a port that is in use.
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # A browser may close what it asked for.
+            super().handle_error(request, client_address)
 
 
 def page_server(folder: str | Path, port: int = 8000) -> ThreadingHTTPServer:

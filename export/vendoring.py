@@ -154,7 +154,10 @@ def _for_browsers(script: bytes) -> bytes:
 
 
 def _notice() -> str:
-    lines = ["LiteRT.js, copyright Google LLC, under the Apache License, Version 2.0; its text is in ../LICENSE.txt.", ""]
+    lines = [
+        "LiteRT.js, copyright Google LLC, under the Apache License, Version 2.0; its text is in ../LICENSE.txt.",
+        "",
+    ]
     for package in PACKAGES:
         lines += [f"{package.name} {package.version}, {package.integrity}", f"  {', '.join(package.files.values())}"]
     return "\n".join([*lines, "", "Changed: litert.js imports ./wasm_utils.js, and no source map is named.", ""])

@@ -8,6 +8,7 @@ import os
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jsonargparse
@@ -300,6 +301,34 @@ def _verify(options: Any) -> int:
     return int(not all(check.passed for check in checks))
 
 
+def _add_web(parser: Parser) -> None:
+    parser.add_argument("path", metavar="RUN_OR_FILE", help="A run's folder, or a .tflite file.")
+    parser.add_argument(
+        "--kind", type=str, help="Of a run, the kind of file; the one that suits browsers if not given, else float32."
+    )
+    parser.add_argument("--out", type=str, help="Build the page in this folder, and serve nothing.")
+    parser.add_argument("--port", type=int, default=8000, help="Port on this machine; 0 takes any free one.")
+    _add_overwrite(parser)
+
+
+def _web(options: Any) -> None:
+    from vit_keras.export import page_url
+
+    from .webpage import serve_page, web_page
+
+    overwrite = options.get("overwrite", False)
+    if options.out:
+        page = web_page(options.path, options.out, options.kind, overwrite)
+        print(f"Page of {page.file}: {page.folder}")
+        return
+    if overwrite:
+        raise ValueError("--overwrite belongs to --out. Received: no --out")
+    with serve_page(options.path, options.kind, options.port) as (page, server):
+        print(f"Page of {page.file}: {page_url(server)} (Ctrl+C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
 def _add_data(parser: Parser) -> None:
     _add_commands(parser, _DATA_COMMANDS)
 
@@ -360,6 +389,7 @@ _COMMANDS: Commands = {
     "devices": (_devices, _add_devices, "Predict where a file runs, operator by operator."),
     "verify": (_verify, _add_verify, "Replay a run's golden set on files, here; the exit code is 1 where one differs."),
     "benchmark": (_benchmark, _add_benchmark, "Measure time, size and memory of files."),
+    "web": (_web, _add_web, "Run a file in the browser: a page of its own, served on this machine or in a folder."),
 }
 
 if __name__ == "__main__":

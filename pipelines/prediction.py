@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 import vit_keras
-from vit_keras.export import Classifier, metadata, try_file
+from vit_keras.export import Classifier, try_file
 from vit_keras.export.framing import Framing
 from vit_keras.export.saved_model import decode_picture
 
 from .pictures import picture_fault
-from .run_folder import RunFolder, read_labels
+from .run_folder import RunFolder, framing_of, labels_of, read_labels
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,8 @@ def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction
     if path.suffix == ".tflite":
         try_file(path)
         classifier = Classifier(path)
-        run = RunFolder(path.resolve().parent.parent)
-        framing = run.load_config().input.framing if run.config_file.is_file() else None
-        logits = classifier.logits(_read(pictures, classifier.image_size, framing))
-        labels = _labels_of(path, classifier.num_classes)
+        logits = classifier.logits(_read(pictures, classifier.image_size, framing_of(path)))
+        labels = labels_of(path, classifier.num_classes)
     else:
         folder = RunFolder(path)
         model = vit_keras.load_model(folder.require_model())
@@ -68,16 +66,3 @@ def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction
 def _read(pictures: Sequence[str | Path], image_size: tuple[int, int], framing: Framing | None) -> np.ndarray:
     pixels = [decode_picture(tf.io.read_file(str(picture)), image_size, framing) for picture in pictures]
     return np.stack(pixels).astype("float32")
-
-
-def _labels_of(file: Path, num_classes: int) -> tuple[str, ...]:
-    """Returns the class names inside a file, else of the `labels.txt` beside it or one folder up, else numbers."""
-    inside = metadata.read_labels(file)
-    if inside is not None:
-        if len(inside) != num_classes:
-            raise ValueError(f"{file} must name {num_classes} classes. Received: {len(inside)}")
-        return inside
-    for folder in (file.resolve().parent, file.resolve().parent.parent):
-        if (folder / "labels.txt").is_file():
-            return read_labels(folder / "labels.txt", num_classes)
-    return tuple(str(i) for i in range(num_classes))

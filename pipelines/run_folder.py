@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from vit_keras.export.files import remove, replacing
+from vit_keras.export.framing import Framing
 
 from .config import RunConfig
 from .yaml_text import read_yaml, write_yaml
@@ -191,6 +192,32 @@ def read_labels(file: str | Path, num_classes: int) -> tuple[str, ...]:
     if len(names) != num_classes:
         raise ValueError(f"{file} must name {num_classes} classes. Received: {len(names)}")
     return names
+
+
+def labels_of(file: Path, num_classes: int) -> tuple[str, ...]:
+    """Returns the class names inside a TensorFlow Lite file, else of the `labels.txt` beside it or one folder up, else
+    numbers.
+
+    Raises:
+        ValueError: what is there does not name `num_classes` classes.
+    """
+    from vit_keras.export import metadata
+
+    inside = metadata.read_labels(file)
+    if inside is not None:
+        if len(inside) != num_classes:
+            raise ValueError(f"{file} must name {num_classes} classes. Received: {len(inside)}")
+        return inside
+    for folder in (file.resolve().parent, file.resolve().parent.parent):
+        if (folder / "labels.txt").is_file():
+            return read_labels(folder / "labels.txt", num_classes)
+    return tuple(str(i) for i in range(num_classes))
+
+
+def framing_of(file: Path) -> Framing | None:
+    """Returns how the run that a TensorFlow Lite file lies in brings pictures to size; `None` if it lies in none."""
+    run = RunFolder(file.resolve().parent.parent)
+    return run.load_config().input.framing if run.config_file.is_file() else None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from vit_keras.pipelines.cli import build_parser, main
 from vit_keras.pipelines.config import FitConfig, InputConfig, RunConfig
 
-COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "data", "devices", "benchmark")
+COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "data", "devices", "benchmark", "web")
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +130,10 @@ def refused(capsys, *arguments):
         (["export"], ["path"]),
         (["predict"], ["path"]),
         (["predict", "x"], ["pictures"]),
+        (["web"], ["path"]),
+        (["web", "x", "--kin", "float32"], ["'--kin'", "Did you mean '--kind'?"]),
+        (["web", "x", "--kind", "float3"], ["'float3'", "Did you mean 'float32'?", "full_int8"]),
+        (["web", "x", "--overwrite"], ["--overwrite", "--out"]),
     ],
 )
 def test_unknown_and_missing_words(capsys, arguments, parts):

@@ -168,6 +168,9 @@ def test_wheel_holds_the_package_and_nothing_else(declared, files, tmp_path):
     for name in files:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, tree / name, follow_symlinks=False)
+    fetched = tree / "export" / "web" / "vendor" / "litert.js"  # Where `make web` has been called.
+    fetched.parent.mkdir()
+    fetched.write_text("")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     result = subprocess.run([*command, "-w", str(tmp_path), "."], cwd=tree, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -181,6 +184,7 @@ def test_wheel_holds_the_package_and_nothing_else(declared, files, tmp_path):
     for package, folder in FOLDERS.items():
         inside = [name for name in files if name.startswith(f"{folder}/") and name not in SYMLINKS]
         expected |= {package.replace(".", "/") + name.removeprefix(folder) for name in inside}
+    expected.add("vit_keras/export/web/vendor/litert.js")
     assert {"vit_keras/py.typed", "vit_keras/export/__init__.py", "vit_keras/pipelines/cli.py"} <= expected
     information = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     assert set(names) - information == expected

@@ -355,18 +355,20 @@ def chromium():
 def opened(browser, url: str, script: str = "", **settings):
     """Gives a page that has loaded; nothing may come from elsewhere, be refused by its policy or fail unseen."""
     tab = browser.new_page(**settings)
-    tab.set_default_timeout(120_000)
+    tab.set_default_timeout(60_000)
     faults, asked = [], []
     tab.on("pageerror", lambda error: faults.append(str(error)))
-    tab.on("console", lambda m: "Content Security Policy" in m.text and faults.append(m.text))
+    tab.on("console", lambda said: "Content Security Policy" in said.text and faults.append(said.text))
     tab.on("request", lambda request: asked.append(request.url))
-    if script:
-        tab.add_init_script(script)
-    tab.goto(url)
-    tab.wait_for_function("document.querySelector('#message').textContent !== 'Loading…'")
-    tab.asked = asked
-    yield tab
-    tab.close()
+    try:
+        if script:
+            tab.add_init_script(script)
+        tab.goto(url)
+        tab.locator("#message", has_not_text="Loading…").wait_for(state="attached")
+        tab.asked = asked
+        yield tab
+    finally:
+        tab.close()
     assert not faults
     assert all(address.startswith((url, "blob:", "data:")) for address in asked)
 
@@ -406,8 +408,8 @@ def upload(tab, name: str, content: bytes, field: str = "#picture-file") -> None
 
 
 def message(tab, part: str) -> str:
-    tab.wait_for_function("part => document.querySelector('#message').textContent.includes(part)", arg=part)
-    return tab.inner_text("#message")
+    tab.locator("#message", has_text=part).wait_for(state="attached")
+    return tab.text_content("#message")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,9 @@ export async function loadRuntime() {
   const threaded = fast && globalThis.crossOriginIsolated === true && (await supportsFeature("threads"));
   const variant = threaded ? "threaded_" : fast ? "" : "compat_";
   const script = new URL(`./vendor/litert_wasm_${variant}internal.js`, import.meta.url);
-  const {liteRtWasm: wasm} = await createWasmLib(LiteRt, script.href);
+  const {liteRtWasm: wasm} = await createWasmLib(LiteRt, script.href).catch((error) => {
+    throw new UsageError(`LiteRT.js could not be loaded: ${messageOf(error)}`);
+  });
   const threads = threaded ? Math.max(1, Math.min(navigator.hardwareConcurrency || 1, MOST_THREADS)) : 1;
   return {wasm, environment: wasm.LiteRtEnvironment.create(null), threads};
 }
@@ -40,13 +42,15 @@ export class Classifier {
     const facts = describe(bytes);
     const {wasm, environment, threads} = runtime;
     const options = {accelerator: "wasm", cpuOptions: {numThreads: threads}, gpuOptions: {}, webNNOptions: {}};
-    const place = wasm._malloc(bytes.length);
-    wasm.HEAPU8.set(bytes, place);
+    const parts = {place: wasm._malloc(bytes.length)};
+    if (!parts.place) throw new UsageError("The browser has no memory left for this file.");
+    wasm.HEAPU8.set(bytes, parts.place);
     try {
-      const model = wasm.loadModel(environment, place, bytes.length);
-      const compiled = await wasm.compileModel(environment, model, options);
-      return new Classifier(wasm, environment, {model, compiled, place}, facts);
+      parts.model = wasm.loadModel(environment, parts.place, bytes.length);
+      parts.compiled = await wasm.compileModel(environment, parts.model, options);
+      return new Classifier(wasm, environment, parts, facts);
     } catch (error) {
+      release(wasm, parts);
       throw new UsageError(`The file cannot be run here: ${messageOf(error)}`);
     }
   }
@@ -87,10 +91,14 @@ export class Classifier {
 
   delete() {
     this._input.delete();
-    this._parts.compiled.delete();
-    this._parts.model.delete();
-    this._wasm._free(this._parts.place);
+    release(this._wasm, this._parts);
   }
+}
+
+function release(wasm, {compiled, model, place}) {
+  compiled?.delete();
+  model?.delete();
+  wasm._free(place);
 }
 
 /** Writes pixels into every picture of a batch, quantised as the input wants it. */
@@ -112,5 +120,6 @@ export function softmax(scores) {
 }
 
 function messageOf(error) {
+  if (error instanceof Event) return `no ${new URL(error.target.src).pathname} came.`;
   return error instanceof Error ? error.message : String(error);
 }

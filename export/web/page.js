@@ -38,7 +38,7 @@ async function start() {
 }
 
 async function fetchOwn(name) {
-  const response = await fetch(new URL(encodeURI(name), import.meta.url));
+  const response = await fetch(new URL(encodeURIComponent(name), import.meta.url));
   if (!response.ok) throw new UsageError(`The page's ${name} could not be loaded (${response.status}).`);
   return response;
 }
@@ -109,7 +109,9 @@ async function showPicture(blob) {
 // The camera
 
 async function startCamera() {
-  const stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}});
+  $("camera").disabled = true;
+  const asked = navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}});
+  const stream = await asked.finally(() => ($("camera").disabled = false));
   state.stream = stream;
   stream.getVideoTracks()[0].addEventListener("ended", stopCamera);
   $("camera").textContent = "Stop camera";
@@ -243,14 +245,12 @@ function listen() {
   });
   $("camera").addEventListener("click", () => {
     if (state.stream) return stopCamera();
-    attempt(async () => {
-      try {
-        await startCamera();
-      } catch (error) {
+    attempt(() =>
+      startCamera().catch((error) => {
         stopCamera();
         throw CAMERA_ERRORS[error?.name] ? new UsageError(CAMERA_ERRORS[error.name]) : error;
-      }
-    });
+      }),
+    );
   });
   for (const name of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(name, (event) => {
@@ -262,6 +262,7 @@ function listen() {
   document.addEventListener("paste", (event) => take(event.clipboardData.files));
 }
 
+$("stuck").hidden = true;
 listen();
 const ready = start();
 attempt(() => ready);

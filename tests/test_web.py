@@ -597,6 +597,7 @@ def test_mistakes_are_told_plainly_and_the_page_goes_on(tab, digits, finished_ru
         ("delete globalThis.WebAssembly;", "no WebAssembly"),
         ("CanvasRenderingContext2D.prototype.getImageData = () => new ImageData(16, 16);", "changes the pixels"),
     ],
+    ids=["WebAssembly", "exact pixels"],
 )
 def test_what_the_browser_lacks_is_said(chromium, site, script, part):
     with opened(chromium, site, script) as tab:

@@ -209,7 +209,7 @@ const sentence = ({chances, labels}) => {
   return `${labels[best]}, ${percent(chances[best])}.`;
 };
 const percent = (chance) => `${(100 * chance).toFixed(1)} %`;
-const time = (milliseconds) => `${milliseconds.toPrecision(milliseconds < 100 ? 2 : 3)} ms`;
+const time = (milliseconds) => `${milliseconds < 100 ? milliseconds.toPrecision(2) : Math.round(milliseconds)} ms`;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
 // What people do

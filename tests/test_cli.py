@@ -15,7 +15,7 @@ from PIL import Image
 from vit_keras.pipelines.cli import build_parser, main
 from vit_keras.pipelines.config import FitConfig, InputConfig, RunConfig
 
-COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "data", "devices", "benchmark", "web")
+COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "data", "devices", "benchmark", "verify", "web")
 
 
 @pytest.fixture(autouse=True)

@@ -515,10 +515,11 @@ def test_pictures_are_turned_upright_and_keep_their_colours(tab):
     turned = Image.Exif()
     turned[0x0112] = 6
     smooth = np.asarray(Image.fromarray(pixels[:4, :6]).resize((48, 32), Image.Resampling.BICUBIC))
-    content = encoded(smooth, "JPEG", quality=95, exif=turned)
+    # Without subsampled colours, which the two decoders bring back to full size in different ways.
+    content = encoded(smooth, "JPEG", quality=95, subsampling=0, exif=turned)
     expected = decode_picture(tf.constant(content), (8, 8)).numpy().astype(int)
     difference = np.abs(np.array(classify(tab, content)["pixels"]) - expected.ravel())
-    assert difference.max() <= 8 and difference.mean() < 3  # The two decoders round differently.
+    assert difference.max() <= 3, (difference.max(), difference.mean())
 
 
 def test_a_picture_from_the_file_field_is_shown_with_its_five_classes(tab, finished_run, digits):

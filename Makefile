@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test files that run at a time. JOBS=0 runs them one after another in one process.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # What has to hold on every backend; the first run of the tests is on TensorFlow's.
 BACKEND_TESTS := tests/test_layers.py tests/test_models.py tests/test_weights.py::test_golden
 INSTALLED := $(VENV)/.installed
@@ -12,12 +15,12 @@ run: $(INSTALLED)
 	$(BIN)/vit-keras run $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow" $(BACKEND_TESTS)
+	$(PYTEST) -m "not slow" $(ARGS)
+	KERAS_BACKEND=jax $(PYTEST) -m "not slow" $(BACKEND_TESTS)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(BACKEND_TESTS)
+	$(PYTEST) $(ARGS)
+	KERAS_BACKEND=jax $(PYTEST) $(BACKEND_TESTS)
 
 # LiteRT.js, for `vit-keras web`: fetched with npm, held against its checksum, and in wheels built afterwards.
 web: $(INSTALLED)

@@ -21,6 +21,7 @@ TEST = [
     "playwright>=1.49",  # Drives an installed Chromium; it need not download one.
     "pyright>=1.1.390",
     "pytest>=8.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "setuptools>=77",  # A test builds a wheel without isolation.
     "tree-sitter>=0.25",

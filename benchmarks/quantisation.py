@@ -26,9 +26,9 @@ from vit_keras.export import KINDS, REWRITES, Classifier, FileOptions, Rule, rew
 from vit_keras.export.calibrate import observe, sample
 from vit_keras.export.conversion import Graph, convert
 from vit_keras.export.quantize import PRODUCTS, Kind
-from vit_keras.export.rewriting import smoothed_channels
 from vit_keras.export.rounding import Rounding
 from vit_keras.export.sensitivity import relative_error
+from vit_keras.export.smoothing import smoothed_channels
 from vit_keras.export.tflite import _save
 from vit_keras.pipelines import fitting, running
 from vit_keras.pipelines.config import FitConfig, RunConfig

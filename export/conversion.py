@@ -22,7 +22,7 @@ from .calibrate import Observed, observe
 from .files import replacing
 from .interpreter import Classifier
 from .metadata import with_metadata
-from .packing import merged
+from .packing import merged, with_scores_first
 from .quantize import KINDS, Kind, Rule, layer_of
 from .rounding import Rounding, products
 from .sensitivity import Relaxation, layer_errors, relax
@@ -58,7 +58,7 @@ def main(job: Path) -> None:
             ]
         if broken := list(dict.fromkeys(map(layer_of, kind.broken_blocks(own.rows)))):
             remarks.append(f"{name} has int8 weights in {_some(broken)}: their rows do not divide into whole blocks.")
-        content = with_metadata(content, description["labels"], description["name"], kind.summary)
+        content = with_metadata(content, description["labels"], description["name"], kind.summary, description["grids"])
         with replacing(target) as temporary:
             temporary.write_bytes(content)
     errors = {}
@@ -98,6 +98,8 @@ class Graph:
             rounding: That of another signature: all have the same weights.
         """
         float32 = convert(folder / "saved_model")
+        if description["grids"]:
+            float32 = with_scores_first(float32)
         kinds = [KINDS[name] for name in (*description["targets"], *description["sensitivity"])]
         looked_at = (folder / "calibration.npy").exists()
         see = None

@@ -75,23 +75,32 @@ class InferenceAttention(keras.layers.Layer):
         scale_queries: Whether queries are multiplied by `(D/H)**-0.5` here; not where their product is scaled.
         num_prompts: Number P of tokens that ask nothing, the same for all pictures: of them there are only constant
             keys and values.
+        give_attention: Whether the attention weights are given too, averaged over the heads.
 
     Call arguments:
         x: Tokens, `(B, N, D)`.
 
     Returns:
-        `(B, N, D)`.
+        `(B, N, D)`, with `give_attention` also `(B, N, N)`: how much each token takes of each; prompts are left out.
 
     Reference:
         Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8. Prompts: Jia et al., "Visual Prompt Tuning"
         (arXiv:2203.12119), equation 7.
     """
 
-    def __init__(self, num_heads: int, scale_queries: bool = True, num_prompts: int = 0, **kwargs) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        scale_queries: bool = True,
+        num_prompts: int = 0,
+        give_attention: bool = False,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.scale_queries = scale_queries
         self.num_prompts = num_prompts
+        self.give_attention = give_attention
 
     def build(self, input_shape) -> None:
         # Three products, not one: each of queries, keys and values has a range of its own in integers.
@@ -120,8 +129,10 @@ class InferenceAttention(keras.layers.Layer):
         query = ops.transpose(self._heads(query), (0, 2, 1, 3))  # (B, H, N, D/H)
         key = ops.transpose(self._heads(key), (0, 2, 3, 1))  # (B, H, D/H, N)
         value = ops.transpose(self._heads(value), (0, 2, 1, 3))  # (B, H, N, D/H)
-        y = ops.matmul(ops.softmax(ops.matmul(query, key), axis=-1), value)  # (B, H, N, D/H)
-        return self.out(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, tokens, dim)))
+        weights = ops.softmax(ops.matmul(query, key), axis=-1)  # (B, H, N, N + P)
+        y = ops.matmul(weights, value)  # (B, H, N, D/H)
+        y = self.out(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, tokens, dim)))
+        return (y, ops.mean(weights, axis=1)[..., :tokens]) if self.give_attention else y
 
     def _heads(self, x):
         return ops.reshape(x, (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads))
@@ -131,7 +142,8 @@ class InferenceAttention(keras.layers.Layer):
         return np.concatenate([product.get_weights()[0] for product in (self.query, self.key, self.value)], axis=1)
 
     def compute_output_shape(self, input_shape):
-        return input_shape
+        batch, tokens, _ = input_shape
+        return (input_shape, (batch, tokens, tokens)) if self.give_attention else input_shape
 
     def get_config(self) -> dict:
         return {
@@ -139,6 +151,7 @@ class InferenceAttention(keras.layers.Layer):
             "num_heads": self.num_heads,
             "scale_queries": self.scale_queries,
             "num_prompts": self.num_prompts,
+            "give_attention": self.give_attention,
         }
 
 
@@ -155,25 +168,33 @@ class InferenceReadout(keras.layers.Layer):
         num_queries: How many tokens ask, from the first: Q >= 1.
         scale_queries: Whether queries are multiplied by `(D/H)**-0.5` here; not where their product is scaled.
         num_prompts: Number P of tokens that ask nothing and are the same for all pictures.
+        give_attention: Whether the attention weights are given too, averaged over the heads.
 
     Call arguments:
         x: Tokens, `(B, N, D)`.
 
     Returns:
-        `(B, Q, D)`.
+        `(B, Q, D)`, with `give_attention` also `(B, Q, N)`: how much each token takes of each; prompts are left out.
 
     Reference:
         Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8.
     """
 
     def __init__(
-        self, num_heads: int, num_queries: int, scale_queries: bool = True, num_prompts: int = 0, **kwargs
+        self,
+        num_heads: int,
+        num_queries: int,
+        scale_queries: bool = True,
+        num_prompts: int = 0,
+        give_attention: bool = False,
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_queries = num_queries
         self.scale_queries = scale_queries
         self.num_prompts = num_prompts
+        self.give_attention = give_attention
 
     def build(self, input_shape) -> None:
         self.query, self.key, self.value, self.out = (
@@ -188,7 +209,7 @@ class InferenceReadout(keras.layers.Layer):
             self.prompts = self.add_weight(name="prompts", shape=shape, initializer="zeros")
 
     def call(self, x):
-        dim, heads, queries = x.shape[2], self.num_heads, self.num_queries
+        tokens, dim, heads, queries = x.shape[1], x.shape[2], self.num_heads, self.num_queries
         own_channels = np.repeat(np.eye(heads, dtype="float32"), dim // heads, axis=1)  # (H, D)
         query = self.query(x[:, :queries])  # (B, Q, D)
         if self.scale_queries:
@@ -201,12 +222,17 @@ class InferenceReadout(keras.layers.Layer):
         query = self.key(query)
         if self.num_prompts:
             x = with_constants(x, self.prompts)  # (B, N + P, D)
-        weights = ops.softmax(ops.matmul(query, ops.transpose(x, (0, 2, 1))), axis=-1)  # (B, QH, N)
+        weights = ops.softmax(ops.matmul(query, ops.transpose(x, (0, 2, 1))), axis=-1)  # (B, QH, N + P)
         y = self.value(ops.matmul(weights, x))  # (B, QH, D)
         if queries == 1:
-            return self.out(ops.sum(y * own_channels, axis=1, keepdims=True))  # (B, 1, D)
-        y = ops.reshape(y, (-1, queries, heads, dim)) * own_channels
-        return self.out(ops.sum(y, axis=2))  # (B, Q, D)
+            y = ops.sum(y * own_channels, axis=1, keepdims=True)  # (B, 1, D)
+        else:
+            y = ops.sum(ops.reshape(y, (-1, queries, heads, dim)) * own_channels, axis=2)  # (B, Q, D)
+        y = self.out(y)
+        if not self.give_attention:
+            return y
+        weights = ops.reshape(weights, (-1, queries, heads, weights.shape[-1]))
+        return y, ops.mean(weights, axis=2)[..., :tokens]
 
     def token_kernel(self) -> np.ndarray:
         """Returns what multiplies the tokens, `(D, 3D)`; the kernel of `key` itself is `W_k.T`."""
@@ -214,7 +240,9 @@ class InferenceReadout(keras.layers.Layer):
         return np.concatenate([query, key.T, value], axis=1)
 
     def compute_output_shape(self, input_shape):
-        return input_shape[0], self.num_queries, input_shape[2]
+        batch, tokens, dim = input_shape
+        shape = batch, self.num_queries, dim
+        return (shape, (batch, self.num_queries, tokens)) if self.give_attention else shape
 
     def get_config(self) -> dict:
         return {
@@ -223,6 +251,7 @@ class InferenceReadout(keras.layers.Layer):
             "num_queries": self.num_queries,
             "scale_queries": self.scale_queries,
             "num_prompts": self.num_prompts,
+            "give_attention": self.give_attention,
         }
 
 

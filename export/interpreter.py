@@ -12,7 +12,7 @@ from .quantize import layer_of
 
 
 class Classifier:
-    """A TensorFlow Lite file with one picture input and one output of class scores.
+    """A TensorFlow Lite file with one picture input and one output of class scores; a second one is its attention.
 
     Args:
         path: The `.tflite` file, or its content.
@@ -54,16 +54,17 @@ class Classifier:
         if image_size is not None and shapes[0][1:3] != tuple(image_size):
             self._runner, inputs, outputs = self._for_size(image_size, path)
             shapes = _shapes(inputs, outputs)
-        if len(inputs) != 1 or len(outputs) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3 or len(shapes[1]) != 2:
+        if len(inputs) != 1 or [len(shape) for shape in shapes] not in ([4, 2], [4, 2, 3]) or shapes[0][3] != 3:
             raise ValueError(
                 f"{path} must take pictures, (B, H, W, 3), and give class scores, (B, num_classes). "
                 f"Received: shapes={shapes}"
             )
-        self._input, self._output, self._results = inputs[0], outputs[0], results
+        self._input, self._outputs, self._results = inputs[0], outputs, results
         self._input_name = next(iter(self._runner.get_input_details())) if self._runner else ""
-        self._pixels = self._scores = np.empty(0)
+        self._pixels = np.empty(0)
+        self._given: list[np.ndarray] = []
         self.batch_size = shapes[0][0]
-        self.image_size = shapes[0][1:3]
+        self.image_size = shapes[0][1], shapes[0][2]
         self.num_classes = shapes[1][1]
 
     def _for_size(self, image_size: tuple[int, int], path: Any):
@@ -72,6 +73,7 @@ class Classifier:
         for name in self._interpreter.get_signature_list():
             runner = self._interpreter.get_signature_runner(name)
             inputs, outputs = (list(d.values()) for d in (runner.get_input_details(), runner.get_output_details()))
+            outputs.sort(key=lambda detail: len(detail["shape"]))  # Scores first.
             known.append(_shapes(inputs, outputs)[0][1:3])
             if known[-1] == tuple(image_size):
                 return runner, inputs, outputs
@@ -84,13 +86,28 @@ class Classifier:
         Raises:
             ValueError: no pictures, or pictures of another size.
         """
+        return self._all(pictures)[0]
+
+    def logits_and_attention(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `logits` does, and the rows of attention weights: see `vit_keras.export.attention`.
+
+        Raises:
+            ValueError: as `logits`, or a file that gives no attention.
+        """
+        if len(self._outputs) == 1:
+            raise ValueError("The file must give its attention (with_attention). Received: one that gives scores only")
+        logits, attention = self._all(pictures)
+        return logits, attention
+
+    def _all(self, pictures: np.ndarray) -> list[np.ndarray]:
+        """Returns every output for all pictures, as real numbers."""
         if not len(pictures) or np.shape(pictures)[1:] != (*self.image_size, 3):
             height, width = self.image_size
             raise ValueError(
                 f"pictures must be of shape (n, {height}, {width}, 3), n >= 1. Received: shape={np.shape(pictures)}"
             )
-        scores = [self._run(pictures[i : i + self.batch_size]) for i in range(0, len(pictures), self.batch_size)]
-        return np.concatenate(scores)
+        given = [self._run(pictures[i : i + self.batch_size]) for i in range(0, len(pictures), self.batch_size)]
+        return [np.concatenate(parts) for parts in zip(*given, strict=True)]
 
     def set_input(self, pictures: np.ndarray) -> None:
         """Writes one batch of pictures, `(batch_size, H, W, 3)`, quantised as the file wants it."""
@@ -108,15 +125,17 @@ class Classifier:
         if self._runner is None:
             self._interpreter.invoke()
         else:
-            (self._scores,) = self._runner(**{self._input_name: self._pixels}).values()
+            given = self._runner(**{self._input_name: self._pixels})
+            self._given = sorted(given.values(), key=np.ndim)
 
-    def _run(self, pictures: np.ndarray) -> np.ndarray:
+    def _run(self, pictures: np.ndarray) -> list[np.ndarray]:
         filled = np.take(pictures, range(self.batch_size), axis=0, mode="wrap")
         self.set_input(filled)
         self.invoke()
         if self._runner is None:
-            self._scores = self._interpreter.get_tensor(self._output["index"])
-        return _real(self._scores, self._output)[: len(pictures)]
+            self._given = [self._interpreter.get_tensor(output["index"]) for output in self._outputs]
+        given = zip(self._given, self._outputs, strict=True)
+        return [_real(values, output)[: len(pictures)] for values, output in given]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Returns what every operator gave in the last run, by tensor name, as real numbers, in no certain order.

@@ -12,12 +12,13 @@ import io
 import struct
 import unicodedata
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import flatbuffers
 
+from . import attention
 from .packing import check_model, with_entry
 
 LABELS_FILE = "labels.txt"
@@ -51,7 +52,11 @@ _NO_LETTERS = ("Cc", "Cs", "Zl", "Zp")
 
 
 def with_metadata(
-    content: bytes, labels: Iterable[str] | None = None, name: str = "classifier", description: str = ""
+    content: bytes,
+    labels: Iterable[str] | None = None,
+    name: str = "classifier",
+    description: str = "",
+    grids: Sequence[tuple[int, int]] = (),
 ) -> bytes:
     """Adds standard metadata to a classifier's TensorFlow Lite file.
 
@@ -59,12 +64,13 @@ def with_metadata(
     stays the same to the last bit.
 
     Args:
-        content: Content of a file with one input, pictures, and one output, class scores `(B, num_classes)`. Of several
-            graphs the first is described.
+        content: Content of a file with one input, pictures, and one output, class scores `(B, num_classes)`, or a
+            second one behind it, its attention. Of several graphs the first is described.
         labels: Class names in the order of the scores; without them the file gets no `labels.txt`. Two classes may
             have the same name, as in ImageNet.
         name: Name of the model.
         description: What the model does.
+        grids: Of a file that gives its attention, height and width in patches for each graph.
 
     Returns:
         The new content.
@@ -74,15 +80,17 @@ def with_metadata(
     """
     model = check_model(content)
     graph = model.Subgraphs(0)
-    if graph.InputsLength() != 1 or graph.OutputsLength() != 1:
+    if graph.InputsLength() != 1 or graph.OutputsLength() != 1 + bool(grids):
         raise ValueError(
-            "content must have one input and one output. Received: "
+            f"content must have one input and {'two outputs' if grids else 'one output'}. Received: "
             f"{graph.InputsLength()} inputs, {graph.OutputsLength()} outputs"
         )
+    if grids:
+        content = b"".join(with_entry(content, attention.ENTRY, attention.entry_of(grids)))
     if labels is not None:
         output = graph.Tensors(graph.Outputs(0))
         labels = check_labels(labels, output.Shape(output.ShapeLength() - 1))
-    parts = with_entry(content, "TFLITE_METADATA", _metadata(name, description, labels is not None))
+    parts = with_entry(content, "TFLITE_METADATA", _metadata(name, description, labels is not None, bool(grids)))
     if labels is not None:
         parts.append(_archive("\n".join(labels) + "\n", sum(len(part) for part in parts)))
     return b"".join(parts)
@@ -185,7 +193,7 @@ class _Tail(io.BytesIO):
 # The metadata's own flatbuffer
 
 
-def _metadata(name: str, description: str, has_labels: bool) -> bytes:
+def _metadata(name: str, description: str, has_labels: bool, has_attention: bool) -> bytes:
     normalization = _table("NormalizationOptions", mean=[0.0], std=[1.0])
     images = _table(
         "TensorMetadata",
@@ -207,11 +215,18 @@ def _metadata(name: str, description: str, has_labels: bool) -> bytes:
         content=_table("Content", content_properties_type=_FEATURE, content_properties=_table("FeatureProperties")),
         **({"associated_files": [labels]} if has_labels else {}),
     )
+    rows = _table(
+        "TensorMetadata",
+        name=attention.OUTPUT,
+        description="Rows of attention weights: of what is pooled, then of all blocks.",
+        content=_table("Content", content_properties_type=_FEATURE, content_properties=_table("FeatureProperties")),
+    )
+    outputs = [logits, rows] if has_attention else [logits]
     model = _table(
         "ModelMetadata",
         name=name,
         description=description,
-        subgraph_metadata=[_table("SubGraphMetadata", input_tensor_metadata=[images], output_tensor_metadata=[logits])],
+        subgraph_metadata=[_table("SubGraphMetadata", input_tensor_metadata=[images], output_tensor_metadata=outputs)],
         min_parser_version="1.0.0",  # No field above is younger.
     )
     builder = flatbuffers.Builder()

@@ -106,6 +106,24 @@ def with_batch_axis(content: bytes) -> bytes:
     return bytes(_packed(model, len(content) + 2**20))
 
 
+def with_scores_first(content: bytes) -> bytes:
+    """Puts a graph's output of class scores, `(B, num_classes)`, before that of its attention, `(B, rows, tokens)`.
+
+    TensorFlow's converter has an order of its own, and programs that know nothing of the second read the first.
+
+    Args:
+        content: Content of a TensorFlow Lite file.
+
+    Returns:
+        The same graph with its outputs in the order of their ranks.
+    """
+    changed = bytearray(content)
+    graph = check_model(changed).Subgraphs(0)
+    outputs = graph.OutputsAsNumpy()  # A view of the content.
+    outputs[:] = sorted(outputs.tolist(), key=lambda index: graph.Tensors(index).ShapeLength())
+    return bytes(changed)
+
+
 def with_all_results(content: bytes) -> bytes:
     """Makes what every operator gives an output of the graph, behind its own outputs.
 

@@ -76,12 +76,12 @@ def check_classifier(info: FileInfo, file: str | Path) -> int:
     """Returns the number of classes of a file that the page can run.
 
     Raises:
-        ValueError: it is not from one picture, `(B, H, W, 3)`, to class scores, `(B, num_classes)`, or has another type
-            of numbers at its ends than the page knows.
+        ValueError: it is not from one picture, `(B, H, W, 3)`, to class scores, `(B, num_classes)`, with or without its
+            attention behind them, or has another type of numbers at its ends than the page knows.
     """
     inputs, outputs = ([info.tensors[i] for i in numbers] for numbers in (info.inputs, info.outputs))
     shapes, dtypes = ([getattr(t, what) for t in (*inputs, *outputs)] for what in ("shape", "dtype"))
-    if len(inputs) != 1 or len(outputs) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3 or len(shapes[1]) != 2:
+    if len(inputs) != 1 or [len(shape) for shape in shapes] not in ([4, 2], [4, 2, 3]) or shapes[0][3] != 3:
         raise ValueError(
             f"{file} must take pictures, (B, H, W, 3), and give class scores, (B, num_classes). "
             f"Received: shapes={shapes}"

@@ -26,8 +26,10 @@ from vit_keras.layers import (
 from vit_keras.messages import nearest
 from vit_keras.weights import resize
 
+from .attention_rows import AttentionRows
 from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization, InferenceReadout
-from .structure import Stream, flatten, inline
+from .smoothing import smoothing_factors
+from .structure import Stream, check_attention, flatten, inline
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +47,6 @@ REWRITES: dict[str, str] = {
     "last_block": "the last block computes only the tokens that are pooled, and no keys and values of the others",
 }
 """The rewrites, in the order in which they are applied, and what each does."""
-
-OUTLIER = 5.0
-"""How many times as large as the median a channel is that stands out: without one, nothing is smoothed."""
 
 Product = tuple[np.ndarray, np.ndarray]
 """Kernel, `(in, out)`, and bias, `(out,)`, of a dense layer."""
@@ -71,6 +70,7 @@ def rewrite(
     rewrites: Iterable[str] = tuple(REWRITES),
     pictures: np.ndarray | None = None,
     smoothing: Mapping[str, np.ndarray] | None = None,
+    with_attention: bool = False,
 ) -> keras.Model:
     """Builds a float32 model for prediction that computes the same from fewer operators.
 
@@ -82,22 +82,28 @@ def rewrite(
             the weights alone.
         smoothing: What `smoothed_channels` gave for the same model at another picture size, so that both come out with
             the same kernels; looked for in this model if `None`.
+        with_attention: Whether the model gives its attention as a second output; see `vit_keras.export.attention`.
 
     Returns:
         A flat functional model of its own weights, float32 whatever the policy of `model`, without layers that do
         nothing outside training.
+
+    Raises:
+        ValueError: an unknown rewrite, or `with_attention` for a model that is no chain of our transformer blocks.
     """
     names = set(check_rewrites(rewrites))
-    if not isinstance(model, (keras.Sequential, keras.src.models.Functional)):
+    functional = isinstance(model, (keras.Sequential, keras.src.models.Functional))
+    flat = flatten(model, "layer_norm" in names) if functional else model
+    stream = Stream.of(flat) if functional else None
+    if with_attention:
+        check_attention(model)
+    if not functional:
         logger.warning("%s is of a class of its own and is exported as it is: no rewrites.", model.name)
-        return model
-    flat = flatten(model, "layer_norm" in names)
-    stream = Stream.of(flat)
     if stream is None:
         return flat
-    lean = _Emitter(flat, stream, names, smoothing).model()
+    lean = _Emitter(flat, stream, names, smoothing, with_attention).model()
     if smoothing is None and {"smoothing", "affine"} <= names and (factors := smoothing_factors(lean, pictures)):
-        lean = _Emitter(flat, stream, names, factors).model()
+        lean = _Emitter(flat, stream, names, factors, with_attention).model()
     return lean
 
 
@@ -142,42 +148,6 @@ def without_biases(qkv: Product, out: Product) -> tuple[Product, Product]:
     return (qkv[0], bias), out
 
 
-def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Returns, for each LayerNorm with a channel that stands out, factors for its results.
-
-    A channel that is large in the results spoils the range of all others, one that is large in the product's kernel
-    that of all weights: half of each, in logarithms, moves to the other side.
-
-    Reference:
-        Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models"
-        (arXiv:2211.10438), equation 4 with alpha = 0.5.
-    """
-    layers = {layer.name: layer for layer in lean.layers}
-    kernels = {}
-    for name, layer in layers.items():
-        if isinstance(layer, InferenceNormalization) and not layer.affine:
-            after = layers.get(name.removesuffix("_norm"))
-            if isinstance(after, (InferenceAttention, InferenceReadout, InferenceMLP)):
-                kernels[name] = after.token_kernel()
-    sizes = {name: np.ones(len(kernel)) for name, kernel in kernels.items()}
-    if pictures is not None and kernels:
-        probe = keras.Model(lean.inputs, [ops.max(ops.abs(layers[name].output), axis=1) for name in kernels])
-        results = keras.tree.flatten(probe.predict(pictures[:32], batch_size=4, verbose=0))
-        sizes = {name: result.max(axis=0) for name, result in zip(kernels, results, strict=True)}
-    factors = {}
-    for name, kernel in kernels.items():
-        result, weight = (size / max(np.median(size), 1e-12) for size in (sizes[name], np.abs(kernel).max(axis=1)))
-        if max(result.max(), weight.max()) > OUTLIER:
-            factors[name] = np.sqrt(np.maximum(weight, 1e-3) / np.maximum(result, 1e-3))
-    return factors
-
-
-def smoothed_channels(lean: keras.Model) -> dict[str, np.ndarray]:
-    """Returns the factors that `"smoothing"` gave a model's LayerNorms, by name; none where no channel stood out."""
-    norms = (layer for layer in lean.layers if isinstance(layer, InferenceNormalization) and layer.scale)
-    return {layer.name: layer.get_weights()[0] for layer in norms}
-
-
 def centred(values: np.ndarray) -> np.ndarray:
     """`values` without their mean over the last axis."""
     return values - values.mean(axis=-1, keepdims=True)
@@ -187,10 +157,16 @@ class _Emitter:
     """Builds the rewritten model out of a flat one, layer after layer."""
 
     def __init__(
-        self, flat: keras.Model, stream: Stream, names: set[str], smoothing: Mapping[str, np.ndarray] | None = None
+        self,
+        flat: keras.Model,
+        stream: Stream,
+        names: set[str],
+        smoothing: Mapping[str, np.ndarray] | None = None,
+        with_attention: bool = False,
     ) -> None:
         self.flat = flat
         self.smoothing = smoothing or {}
+        self.attention = AttentionRows() if with_attention else None
         self.stream = stream
         blocks = [b for b in map(flat.get_layer, stream.layers) if isinstance(b, TransformerBlock)]
         self.last_block = blocks[-1].name
@@ -210,7 +186,10 @@ class _Emitter:
 
     def model(self) -> keras.Model:
         inputs = keras.Input(batch_shape=self.flat.inputs[0].shape, name="images")
-        return keras.Model(inputs, inline(self.flat, inputs, self._call), name=self.flat.name)
+        outputs = inline(self.flat, inputs, self._call)
+        if self.attention:
+            outputs = [outputs, self.attention.joined(self.flat)]
+        return keras.Model(inputs, outputs, name=self.flat.name)
 
     def _call(self, layer, *args, **kwargs):
         x = args[0] if args else None
@@ -222,6 +201,8 @@ class _Emitter:
                 return self._patches(layer, x)
             if isinstance(layer, TokenRemoval):
                 return x if self.own_prompts or self.num_kept else self._copy(layer, x)
+            if self.attention and isinstance(layer, PromptTokens) and not self.own_prompts:
+                self.attention.left_out = slice(layer.num_prefix, layer.num_prefix + layer.num_tokens)
             return self._block(layer, x) if isinstance(layer, TransformerBlock) else self._added(layer, x)
         if name == self.stream.norm:
             return self._norm(layer, x, self.fold_last_affine)
@@ -233,9 +214,17 @@ class _Emitter:
 
     def _copy(self, layer, *args, **kwargs):
         copy = layer.__class__.from_config(layer.get_config())
-        outputs = copy(*args, **kwargs)
+        outputs = self._pooled(copy, *args, **kwargs)
         copy.set_weights(layer.get_weights())
         return outputs
+
+    def _pooled(self, copy, *args, **kwargs):
+        """What a layer gives; of one that pools by attention, it is kept how."""
+        if not self.attention or not isinstance(copy, AttentionPooling):
+            return copy(*args, **kwargs)
+        y, weights = copy(*args, **kwargs, return_attention_scores=True)  # (B, D), (B, H, 1, N)
+        self.attention.pooled = ops.mean(weights, axis=1)  # (B, 1, N)
+        return y
 
     def _emit(self, layer: keras.layers.Layer, x, weights: Iterable[np.ndarray] = ()):
         y = layer(x)
@@ -337,16 +326,20 @@ class _Emitter:
             )
             x = self._put_before(self.prefix, x, self.prefix_name)
             self.prefix = self.prefix[:, :0]
-        heads, scale_queries, name = attention.num_heads, "query_scale" not in self.names, _path(attention)
+        heads, name = attention.num_heads, _path(attention)
+        options = {"scale_queries": "query_scale" not in self.names, "num_prompts": num_prompts, "name": name}
+        options["give_attention"] = self.attention is not None
         query, key, value = zip(*(np.split(part, 3, axis=-1) for part in qkv), strict=True)
         prompts = [self._normalised(block.attention_norm, affine, self.prompts)] if num_prompts else []
         if keep:
             weights = [*prompts, *query, key[0].T, *value, *out]
-            y = self._emit(InferenceReadout(heads, keep, scale_queries, num_prompts, name=name), y, weights)
+            y = self._emit(InferenceReadout(heads, keep, **options), y, weights)
         else:
             prompts = [tokens @ kernel + bias for tokens in prompts for kernel, bias in (key, value)]
             weights = [*prompts, *query, *key, *value, *out]
-            y = self._emit(InferenceAttention(heads, scale_queries, num_prompts, name=name), y, weights)
+            y = self._emit(InferenceAttention(heads, **options), y, weights)
+        if self.attention:
+            y = self.attention.take(*y)
         if not fold_scale:
             y = self._emit(LayerScale(name=_path(block.attention_scale)), y, _weights(block.attention_scale))
         if keep:
@@ -367,7 +360,7 @@ class _Emitter:
     def _reader(self, layer, x):
         """A product behind the last LayerNorm, which takes its gamma and beta over."""
         copy = layer.__class__.from_config(layer.get_config())
-        outputs = copy(x)
+        outputs = self._pooled(copy, x)
         copy.set_weights(layer.get_weights())
         product = copy.key_value if isinstance(copy, AttentionPooling) else copy
         folded = after_affine(_product(product), *self.last_affine)

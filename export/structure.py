@@ -211,3 +211,17 @@ class _Graph:
         if all(isinstance(s, TokenSlice) and s.stop for s in slices):
             return max(s.stop for s in slices)
         return None
+
+
+def check_attention(model: keras.Model) -> None:
+    """Refuses a model whose attention weights cannot be followed from block to block.
+
+    Raises:
+        ValueError: it is no chain of a patch embedding, our transformer blocks and a LayerNorm.
+    """
+    functional = isinstance(model, (keras.Sequential, keras.src.models.Functional))
+    if not functional or Stream.of(flatten(model)) is None:
+        raise ValueError(
+            "with_attention needs a model of one PatchEmbedding, TransformerBlocks one after another, and a LayerNorm "
+            f"behind them. Received: model={model.name!r}"
+        )

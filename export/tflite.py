@@ -16,14 +16,17 @@ from typing import Any
 import keras
 import numpy as np
 
+from .attention import OUTPUT as ATTENTION_OUTPUT
+from .attention_rows import patch_grid
 from .calibrate import RANGES, sample
 from .files import disk_full, refuse_existing
 from .framing import check_image_sizes
 from .metadata import check_labels
 from .quantize import KINDS, ROUNDINGS, check_kinds
-from .rewriting import REWRITES, at_size, check_rewrites, rewrite, smoothed_channels
+from .rewriting import REWRITES, at_size, check_rewrites, rewrite
 from .saved_model import quiet_tensorflow
 from .sensitivity import LayerError, Relaxation
+from .smoothing import smoothed_channels
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ class FileOptions:
         output: `"logits"`, or `"probabilities"` for their softmax.
         image_sizes: Further picture sizes, `(height, width)` or one number for both. A file then has a signature for
             each, `serving_160x224`, beside `serving_default` for the model's own; they share their weights.
+        with_attention: Whether files give the model's attention as a second output, `attention`; see
+            `vit_keras.export.attention`. Programs that want one output, as MediaPipe's classifier, refuse such files.
     """
 
     labels: Sequence[str] | None = None
@@ -57,6 +62,7 @@ class FileOptions:
     input_dtype: str | None = None
     output: str = "logits"
     image_sizes: Iterable[int | tuple[int, int]] = ()
+    with_attention: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -98,15 +104,15 @@ def to_tflite(
             all that have integer weights.
         overwrite: Whether to replace a file that is there already.
         **options: Attributes of `FileOptions`: `labels`, `batch_size`, `rewrites`, `rounding`, `ranges`, `input_dtype`,
-            `output`, `image_sizes`.
+            `output`, `image_sizes`, `with_attention`.
 
     Returns:
         The path. The file has a signature `serving_default`, from `images` to `logits` or `probabilities`, further ones
         where there are `image_sizes`, and standard metadata: see `vit_keras.export.metadata`.
 
     Raises:
-        ValueError: an unknown kind, a calibrated kind without pictures, pictures that do not fit the model, or labels
-            that do not.
+        ValueError: an unknown kind, a calibrated kind without pictures, pictures that do not fit the model, labels
+            that do not, or `with_attention` for a model that has none.
         FileExistsError: the file exists and `overwrite` is false.
         RuntimeError: the conversion failed; the message holds the end of the converter's output.
     """
@@ -224,15 +230,23 @@ def _convert(
             "sensitivity": list(sensitivity),
             "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
         }
-        lean = rewrite(model, options.rewrites, pictures)
+        lean = rewrite(model, options.rewrites, pictures, with_attention=options.with_attention)
         smoothing = smoothed_channels(lean)
         description["outliers"] = bool(smoothing)
+        description["grids"] = [patch_grid(lean)] if options.with_attention else []
         signatures = description["signatures"] = [OWN_SIZE]
         _save(lean, pictures, Path(job, OWN_SIZE), options)
         for size in check_image_sizes(options.image_sizes):
             if size != model.input_shape[1:3]:
                 signatures.append(f"serving_{size[0]}x{size[1]}")
-                lean = rewrite(at_size(model, size), options.rewrites, smoothing=smoothing)
+                lean = rewrite(
+                    at_size(model, size),
+                    options.rewrites,
+                    smoothing=smoothing,
+                    with_attention=options.with_attention,
+                )
+                if options.with_attention:
+                    description["grids"].append(patch_grid(lean))
                 _save(lean, pictures, Path(job, signatures[-1]), options)
         Path(job, "job.json").write_text(json.dumps(description))
         del lean
@@ -268,8 +282,9 @@ def _save(model: keras.Model, pictures: np.ndarray | None, folder: Path, options
     module.weights = [variable.value for variable in model.variables]
 
     def serve(images):
-        logits = model(images, training=False)
-        return {options.output: tf.nn.softmax(logits) if options.output == "probabilities" else logits}
+        logits, *attention = keras.tree.flatten(model(images, training=False))
+        scores = tf.nn.softmax(logits) if options.output == "probabilities" else logits
+        return {options.output: scores, **({ATTENTION_OUTPUT: attention[0]} if attention else {})}
 
     serve = tf.function(serve, input_signature=signature)
     with quiet_tensorflow():

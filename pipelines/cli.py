@@ -178,7 +178,15 @@ def _add_export(parser: Parser) -> None:
         help=f"{' or '.join(PLATFORMS)} writes export/PLATFORM, a folder for an app: static_int8 if that is made, else "
         "the first kind, with its class names, the code that runs it, and a README; may be given several times.",
     )
-    parser.add_class_arguments(ExportConfig, skip={"targets", "max_drop", "integer_only", "bundles"})
+    parser.add_argument(
+        "--with-attention",
+        dest="with_attention",
+        default=False,
+        action="store_true",
+        help="Write each file also with its attention as a second output, model.KIND.attention.tflite: the web page "
+        "draws it over the picture. What it costs is in the report.",
+    )
+    parser.add_class_arguments(ExportConfig, skip={"targets", "max_drop", "integer_only", "bundles", "with_attention"})
     parser.add_argument(
         "--data", type=str, help="Of a .keras file: the data to calibrate and to prove with, as for run."
     )

@@ -87,6 +87,8 @@ class ExportConfig:
         image_sizes: Further picture sizes that every file takes, as [160, [192, 256]]: a signature for each.
         bundles: Phones to write a folder for an app for, as android,ios: static_int8 if that is made, else the first
             kind, with its class names, the code that runs it, and a README.
+        with_attention: Whether each file is also written with its attention as a second output, which pages and apps
+            can draw over the picture; the report says what that costs.
         saved_model: Whether a SavedModel is written too.
         calibration_pictures: Training pictures that the ranges of integer tensors are measured on, >= 1.
         validation_pictures: Most validation pictures that a file is held to max_drop on, >= 1.
@@ -100,6 +102,7 @@ class ExportConfig:
     sensitivity: bool = False
     image_sizes: tuple[int | tuple[int, int], ...] = ()
     bundles: str | tuple[str, ...] = ()
+    with_attention: bool = False
     saved_model: bool = True
     calibration_pictures: int = 200
     validation_pictures: int = 2000

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .report import proof_cells
+from .report import attention_cells, proof_cells
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def proof(report: dict[str, Any], folder: str | Path) -> None:
     rows = [proof_cells(artefact, image_size) for artefact in report["artefacts"]]
     title = f"Keras model: {keras_model['accuracy']:.2%} on {data['test']:,} test pictures of {data['name']}"
     _print_table(title, rows)
+    _print_table(None, [attention_cells(row) for row in report["attention"]])
     own = [artefact for artefact in report["artefacts"] if artefact["image_size"] == image_size]
     for artefact in own:
         if artefact["relaxation"]:

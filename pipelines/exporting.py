@@ -9,10 +9,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy.stats import spearmanr
 
+from vit_keras.explain import rollout_maps
 from vit_keras.export import (
     KINDS,
     Agreement,
+    Classifier,
     OperatorCensus,
     Relaxation,
     compare,
@@ -23,10 +26,13 @@ from vit_keras.export import (
     to_tflite_within,
     write_bundle,
 )
+from vit_keras.export.attention import read_grids
+from vit_keras.export.attention import rollout as attention_rollout
 from vit_keras.export.bundle import MODEL_FILE
 from vit_keras.export.files import remove
 from vit_keras.export.framing import Framing
 from vit_keras.export.platforms import bundled_kind
+from vit_keras.export.structure import check_attention, flatten
 
 from .config import ExportConfig
 from .datasets import ImageData, Split, stratified_sample
@@ -36,28 +42,45 @@ from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+ATTENTION_PICTURES = 100
+"""Test pictures on which the attention of a file is held against the Keras model's."""
+
 
 def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData) -> None:
-    """Writes the files that a run lacks."""
+    """Writes the files that a run lacks.
+
+    Raises:
+        FileExistsError: a bundle is there that holds another file.
+        ValueError: the files shall give their attention, and the model has none.
+    """
+    if config.with_attention:
+        check_attention(model)
+    for platform in config.bundles:
+        _refuse_other(folder.tflite_file(bundled_kind(config.kinds)), folder.bundle(platform))
     if config.saved_model and not folder.saved_model.exists():
         to_saved_model(model, folder.saved_model, framing=data.test.framing)
-    missing = {kind: folder.tflite_file(kind) for kind in config.kinds if not folder.tflite_file(kind).exists()}
     image_size = model.input_shape[1:3]
     sample = data.train.take(stratified_sample(data.train.labels, config.calibration_pictures, seed=0))
 
     def calibration():
         return (images for images, _ in batches(sample, image_size, 64).as_numpy_iterator())
 
-    limits = {kind: limit for kind in missing if (limit := _limit(kind, config)) is not None}
-    if limits:
-        held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
-        validation = pixels(held, image_size), held.labels
-        found = to_tflite_within(
-            model, missing, calibration(), validation, limits, labels=data.classes, image_sizes=config.image_sizes
-        )
-        _keep_relaxations(folder, found, limits)
-    elif missing:
-        to_tflite_files(model, missing, calibration(), labels=data.classes, image_sizes=config.image_sizes)
+    def convert(files: dict[str, Path], with_attention: bool) -> dict[str, Relaxation]:
+        options = {"labels": data.classes, "image_sizes": config.image_sizes, "with_attention": with_attention}
+        limits = {kind: limit for kind in files if (limit := _limit(kind, config)) is not None}
+        if limits:
+            held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
+            validation = pixels(held, image_size), held.labels
+            return to_tflite_within(model, files, calibration(), validation, limits, **options)
+        if files:
+            to_tflite_files(model, files, calibration(), **options)
+        return {}
+
+    missing = {kind: file for kind in config.kinds if not (file := folder.tflite_file(kind)).exists()}
+    _keep_relaxations(folder, convert(missing, False), config)
+    if config.with_attention:  # Of a kind that was refused there is no file.
+        made = [kind for kind in config.kinds if folder.tflite_file(kind).exists()]
+        convert({kind: file for kind in made if not (file := folder.attention_file(kind)).exists()}, True)
     kinds = [kind for kind in config.kinds if KINDS[kind].calibrated]
     if config.sensitivity and kinds and (missing or not folder.sensitivity.exists()):
         errors = measure_sensitivity(model, kinds, calibration())
@@ -79,10 +102,15 @@ def _write_bundles(folder: RunFolder, config: ExportConfig, framing: Framing | N
         return
     for platform in config.bundles:
         file, bundle = folder.tflite_file(bundled_kind(made)), folder.bundle(platform)
+        _refuse_other(file, bundle)
         if not bundle.exists():
             write_bundle(file, platform, bundle, framing)
-        elif not filecmp.cmp(file, bundle / MODEL_FILE, shallow=False):
-            raise FileExistsError(f"{bundle} holds another file than {file.name}; --overwrite replaces it.")
+
+
+def _refuse_other(file: Path, bundle: Path) -> None:
+    """Refuses a bundle that is there and was not made of the file as it is."""
+    if bundle.exists() and not (file.exists() and filecmp.cmp(file, bundle / MODEL_FILE, shallow=False)):
+        raise FileExistsError(f"{bundle} holds another file than {file.name}; --overwrite replaces it.")
 
 
 def _limit(kind: str, config: ExportConfig) -> float | None:
@@ -91,15 +119,17 @@ def _limit(kind: str, config: ExportConfig) -> float | None:
     return min(limits, default=None)
 
 
-def _keep_relaxations(folder: RunFolder, found: dict[str, Relaxation], limits: dict[str, float]) -> None:
+def _keep_relaxations(folder: RunFolder, found: dict[str, Relaxation], config: ExportConfig) -> None:
     """Writes down how files were brought within their limits; removes a kind that is of no use beyond its own."""
+    if not found:
+        return
     known = json.loads(folder.relaxations.read_text()) if folder.relaxations.exists() else {}
     for kind, relaxation in found.items():
         known[kind] = dataclasses.asdict(relaxation)
         if not relaxation.within:
             logger.warning(
                 "%s loses %.2f points on the validation pictures, more than %.2f, with all layers relaxed.",
-                *(kind, relaxation.drop, limits[kind]),
+                *(kind, relaxation.drop, _limit(kind, config)),
             )
             if KINDS[kind].max_drop is not None:
                 logger.warning("%s is refused: a file that loses so much is of no use.", kind)
@@ -153,3 +183,50 @@ def _agreement(folder: RunFolder, kind: str, file: Path, evaluation: Evaluation,
     agreement = compare(file, images, evaluation.labels, evaluation.logits)
     folder.write_json(state, {"stamp": stamp, **dataclasses.asdict(agreement)})
     return agreement
+
+
+def prove_attention(
+    folder: RunFolder, config: ExportConfig, model: keras.Model, images: np.ndarray, labels: np.ndarray
+) -> list[dict[str, Any]]:
+    """Holds every file that gives its attention against the Keras model's, and against the same file without.
+
+    Args:
+        folder: Where the files are.
+        config: Which files.
+        model: The Keras model that the files were made of.
+        images: The test pictures, float32 `(n, H, W, 3)`; `ATTENTION_PICTURES` of them are looked at.
+        labels: Their labels, `(n,)`.
+    """
+    kinds = [kind for kind in config.kinds if config.with_attention and folder.attention_file(kind).exists()]
+    if not kinds:
+        return []
+    images = images[stratified_sample(labels, ATTENTION_PICTURES, seed=0)]
+    expected = rollout_maps(flatten(model), images)
+    pairs = {kind: (folder.tflite_file(kind), folder.attention_file(kind)) for kind in kinds}
+    latencies = measure_latency(
+        {file.name: file for pair in pairs.values() for file in pair}, images[0], config.threads
+    )
+    rows = []
+    for kind, (plain, file) in pairs.items():
+        logits, attention = Classifier(file).logits_and_attention(images)
+        maps = attention_rollout(attention, read_grids(file.read_bytes())[0])
+        rows.append(
+            {
+                "kind": kind,
+                "file": str(file.relative_to(folder.path).as_posix()),
+                "pictures": len(images),
+                "rollout_correlation": mean_rank_correlation(maps, expected),
+                "max_abs_logit_difference": float(np.abs(logits - Classifier(plain).logits(images)).max()),
+                "bytes": file.stat().st_size,
+                "bytes_without": plain.stat().st_size,
+                "latency_ms": dataclasses.asdict(latencies[file.name]),
+                "latency_ms_without": dataclasses.asdict(latencies[plain.name]),
+            }
+        )
+    return rows
+
+
+def mean_rank_correlation(maps: np.ndarray, others: np.ndarray) -> float:
+    """Returns Spearman's rank correlation of maps, `(n, h, w)`, averaged over the pictures; 0 counts for a flat map."""
+    pairs = zip(maps.reshape(len(maps), -1), others.reshape(len(others), -1), strict=True)
+    return float(np.mean([spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0 for a, b in pairs]))

@@ -18,7 +18,7 @@ from . import report as reporting
 from .config import ExportConfig, RunConfig
 from .datasets import ImageData, stratified_sample
 from .evaluation import Evaluation, evaluate_model
-from .exporting import pixels, prove
+from .exporting import pixels, prove, prove_attention
 from .run_folder import RunFolder
 from .yaml_text import write_yaml
 
@@ -82,6 +82,7 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
         image_size = model.input_shape[1:3]
         images = pixels(data.test, image_size)
         artefacts = prove(folder, config, evaluation, images)
+        attention = prove_attention(folder, config, model, images, evaluation.labels)
         _write_golden(folder, data, evaluation, images)
         for size in check_image_sizes(config.image_sizes):
             if size != image_size:
@@ -103,6 +104,7 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
         },
         "keras": {"accuracy": evaluation.accuracy, "loss": evaluation.loss},
         "artefacts": artefacts,
+        "attention": attention,
     }
     return _Proof(content, evaluation, images)
 

@@ -150,7 +150,8 @@ Points lost: accuracy of the Keras model less that of the file. Intervals are 95
 one of Agresti and Min for points lost. Operators count as float where they touch a float tensor, QUANTIZE and
 DEQUANTIZE too. Max error: of a logit. Parts: of the graph that the CPU delegate (XNNPACK) takes. Times are per picture
 on the machine that made this report; compare them with each other, not with other machines.</p>
-{_sensitivity(sensitivity)}<h2>Training</h2>{_image(history, "Loss and accuracy per epoch")}
+{_attention(report["attention"])}{_sensitivity(sensitivity)}<h2>Training</h2>
+{_image(history, "Loss and accuracy per epoch")}
 <h2>Confusion on the test pictures</h2>{_image(confusion, "Confusion matrix")}
 <h2>What the model looks at</h2>
 <p>Test pictures, the prediction with its probability, and the attention rollout over the patches: bright patches went
@@ -160,6 +161,35 @@ into the decision most. Wrong predictions come first.</p>{_image(pictures, "Test
 """
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def attention_cells(row: dict[str, Any]) -> dict[str, str]:
+    """Returns one row of the table of files that give their attention, column name to text.
+
+    Args:
+        row: An entry of the report's `attention`.
+    """
+    latency, without = row["latency_ms"]["p50"], row["latency_ms_without"]["p50"]
+    return {
+        "with attention": row["kind"],
+        "rank correlation": f"{row['rollout_correlation']:.4f}",
+        "bytes more": f"{row['bytes'] - row['bytes_without']:,}",
+        "p50 ms": f"{latency:.3g}",
+        "without": f"{without:.3g}",
+        "ratio": f"{latency / without:.2f}",
+        "logits differ by": f"{row['max_abs_logit_difference']:.2g}",
+    }
+
+
+def _attention(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    return f"""<h2>Attention as a second output</h2>
+<div class="wide">{_table([attention_cells(row) for row in rows])}</div>
+<p class="note">Rank correlation: Spearman's, of the attention rollout from the file and from the Keras model over the
+patches of a picture; the mean over {rows[0]["pictures"]:,} test pictures. Without: the same kind of file without that
+output, measured in turn with it.</p>
+"""
 
 
 def _sensitivity(figure: Figure | None) -> str:
@@ -201,8 +231,10 @@ def proof_cells(artefact: dict[str, Any], image_size: Sequence[int]) -> dict[str
 
 def _proof_table(report: dict[str, Any]) -> str:
     rows = [proof_cells(artefact, report["model"]["image_size"]) for artefact in report["artefacts"]]
-    if not rows:
-        return "<p>No file was exported.</p>"
+    return _table(rows) if rows else "<p>No file was exported.</p>"
+
+
+def _table(rows: Sequence[dict[str, str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -55,6 +55,10 @@ class RunFolder:
         """The TensorFlow Lite file of a kind."""
         return self.export / f"model.{kind}.tflite"
 
+    def attention_file(self, kind: str) -> Path:
+        """The same file with its attention as a second output."""
+        return self.export / f"model.{kind}.attention.tflite"
+
     def bundle(self, platform: str) -> Path:
         """The folder for an app on a platform."""
         return self.export / platform

@@ -265,7 +265,8 @@ def _export_again(
 ) -> None:
     """Writes the files that are missing, or all of them."""
     if overwrite:
+        files = (file(kind) for kind in config.kinds for file in (folder.tflite_file, folder.attention_file))
         bundles = (folder.bundle(platform) for platform in config.bundles)
-        for file in (folder.saved_model, *(folder.tflite_file(kind) for kind in config.kinds), *bundles):
+        for file in (folder.saved_model, *files, *bundles):
             remove(file)
     export_files(folder, config, model, data)

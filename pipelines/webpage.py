@@ -31,7 +31,7 @@ def web_page(path: str | Path, out: str | Path, kind: str | None = None, overwri
         path: A run's folder, or a `.tflite` file.
         out: The folder to write; see `vit_keras.export.build_page`.
         kind: Of a run, the kind of file; `None` stands for the one that suits browsers (`TARGETS["web"]`), and for
-            float32 if the run does not have that.
+            float32 if the run does not have that. Where there is one that gives its attention, it is that one.
         overwrite: Whether to replace a page that is there.
 
     Returns:
@@ -83,7 +83,7 @@ def chosen_file(path: Path, kind: str | None = None) -> Path:
     run = RunFolder(path)
     run.load_config()
     kinds = [kind] if kind else list(dict.fromkeys([TARGETS["web"].kind, "float32"]))
-    for file in map(run.tflite_file, kinds):
+    for file in (file(kind) for kind in kinds for file in (run.attention_file, run.tflite_file)):
         if file.is_file():
             return file
     raise FileNotFoundError(

@@ -241,8 +241,10 @@ def test_the_command_writes_bundles(run_copy, capsys):
     before = (folders["ios"] / "README.md").stat().st_mtime_ns
     assert export("--kinds", "float32,static_int8", "--bundle", "ios") == 0
     assert (folders["ios"] / "README.md").stat().st_mtime_ns == before
+    report = (run_copy / "report.json").stat().st_mtime_ns
     assert export("--for", "gpu", "--bundle", "android") == 2
     assert "--overwrite" in capsys.readouterr().err
+    assert (run_copy / "report.json").stat().st_mtime_ns == report
     assert export("--for", "gpu", "--bundle", "android", "--overwrite") == 0
     assert (folders["android"] / "model.tflite").read_bytes() == (run_copy / "export/model.float16.tflite").read_bytes()
 

@@ -12,7 +12,8 @@ from vit_keras.export.inference_layers import (
     InferenceNormalization,
     InferenceReadout,
 )
-from vit_keras.export.rewriting import REWRITES, check_rewrites, rewrite, smoothed_channels
+from vit_keras.export.rewriting import REWRITES, check_rewrites, rewrite
+from vit_keras.export.smoothing import smoothed_channels
 from vit_keras.export.structure import Stream, flatten
 from vit_keras.heads import classifier
 from vit_keras.layers import TransformerBlock

@@ -68,7 +68,8 @@ export class Classifier {
 
   /**
    * @param {Uint8ClampedArray} pixels RGB, row by row, of the size that the file takes.
-   * @return {Promise<{scores: number[], milliseconds: number}>} One score per class, and how long the file ran.
+   * @return {Promise<{scores: number[], rows: Float32Array | null, milliseconds: number}>} One score per class, the
+   *     rows of attention weights if the file gives them, and how long the file ran.
    */
   async run(pixels) {
     const {facts, _wasm: wasm} = this;
@@ -77,16 +78,17 @@ export class Classifier {
     const bytes = new Uint8Array(this._numbers.buffer);
     wasm.HEAPU8.set(bytes, this._input.lock(wasm.LiteRtTensorBufferLockMode.WRITE));
     this._input.unlock();
-    const [output] = await this._parts.compiled.run(0, [this._input]);
-    const place = output.lock(wasm.LiteRtTensorBufferLockMode.READ);
-    const copy = wasm.HEAPU8.slice(place, place + output.packedSize());
-    output.unlock();
-    output.delete();
+    const copies = (await this._parts.compiled.run(0, [this._input])).map((output) => {
+      const place = output.lock(wasm.LiteRtTensorBufferLockMode.READ);
+      const copy = wasm.HEAPU8.slice(place, place + output.packedSize());
+      output.unlock();
+      output.delete();
+      return copy;
+    });
     const milliseconds = performance.now() - start;
-    const {type, scale, zeroPoint} = facts.output;
-    const numbers = new ARRAYS[type](copy.buffer).subarray(0, facts.classes);
-    const scores = Array.from(numbers, (n) => (type === "float32" ? n : (n - zeroPoint) * (scale || 1)));
-    return {scores, milliseconds};
+    const scores = Array.from(real(copies[0], facts.output));
+    const rows = facts.attention && real(copies[1], facts.attention);
+    return {scores, rows, milliseconds};
   }
 
   delete() {
@@ -99,6 +101,13 @@ function release(wasm, {compiled, model, place}) {
   compiled?.delete();
   model?.delete();
   wasm._free(place);
+}
+
+/** Returns what a tensor's bytes stand for, of the first picture of a batch. */
+function real(bytes, {type, shape, scale, zeroPoint}) {
+  const count = shape.slice(1).reduce((a, b) => a * b, 1);
+  const numbers = new ARRAYS[type](bytes.buffer).subarray(0, count);
+  return type === "float32" ? numbers : Float32Array.from(numbers, (n) => (n - zeroPoint) * (scale || 1));
 }
 
 /** Writes pixels into every picture of a batch, quantised as the input wants it. */

@@ -1,10 +1,12 @@
 // The page: pictures from files, drops, the clipboard and the camera; the five most likely classes of each.
 //
 // Programs use `window.vitKeras`: `ready`, a promise of the loaded page; `classify(blob)`, a promise of
-// `{scores, chances, labels, milliseconds}`; `open(blob, name)`, which takes another .tflite file.
+// `{scores, chances, labels, map, milliseconds}`, where `map` is the attention over the patches or null;
+// `open(blob, name)`, which takes another .tflite file.
 
+import {draw, rollout} from "./attention.js";
 import {Classifier, loadRuntime, softmax} from "./classifier.js";
-import {decode, pixelsAreExact, pixelsOf} from "./pictures.js";
+import {boxOf, decode, pixelsAreExact, pixelsOf} from "./pictures.js";
 import {UsageError} from "./tflite.js";
 
 const SHOWN = 5;
@@ -14,7 +16,7 @@ const MOST_MODEL_BYTES = 2 ** 30;
 const FRAMING = {interpolation: "bilinear", crop_fraction: 1};
 
 const $ = (id) => document.getElementById(id);
-const state = {runtime: null, classifier: null, labels: null, framing: FRAMING, stream: null, turn: 0};
+const state = {runtime: null, classifier: null, labels: null, framing: FRAMING, stream: null, turn: 0, shown: null};
 
 // The model
 
@@ -55,6 +57,7 @@ async function use(bytes, {name, file, labels, ...framing}) {
   $("facts").textContent =
     `${facts.classes.toLocaleString("en")} classes · ${facts.width} × ${facts.height} pixels · ` +
     `${file}, ${megabytes(bytes.length)}`;
+  $("show-attention").hidden = !facts.attention;
   clear();
   say("Ready for a picture.");
 }
@@ -86,8 +89,9 @@ async function scoresOf(picture, size) {
   const start = performance.now();
   const pixels = pixelsOf(picture, size, classifier.facts, framing);
   const preparing = performance.now() - start;
-  const {scores, milliseconds} = await classifier.run(pixels);
-  return {scores, chances: softmax(scores), labels, milliseconds, preparing, pixels};
+  const {scores, rows, milliseconds} = await classifier.run(pixels);
+  const map = rows && rollout(rows, classifier.facts.attention);
+  return {scores, chances: softmax(scores), labels, map, milliseconds, preparing, pixels, size};
 }
 
 async function showPicture(blob) {
@@ -147,7 +151,8 @@ const CAMERA_ERRORS = {
 
 // What is shown
 
-function show({chances, labels, milliseconds, preparing, pixels}) {
+function show(result) {
+  const {chances, labels, milliseconds, preparing, pixels} = result;
   const best = chances.map((chance, i) => [chance, i]).sort((a, b) => b[0] - a[0]).slice(0, SHOWN);
   $("results").replaceChildren(...best.map(([chance, i]) => row(labels[i], chance)));
   $("results").classList.remove("stale");
@@ -155,6 +160,18 @@ function show({chances, labels, milliseconds, preparing, pixels}) {
   $("picture-time").textContent = time(preparing);
   $("times").hidden = false;
   showPixels(pixels);
+  state.shown = result;
+  showAttention();
+}
+
+/** Lays the attention of the last result over its picture, or takes it away. */
+function showAttention() {
+  const wanted = state.shown?.map && $("show-attention").getAttribute("aria-pressed") === "true";
+  $("attention").hidden = !wanted;
+  if (!wanted) return;
+  const {facts} = state.classifier;
+  const {map, size} = state.shown;
+  draw($("attention"), map, facts.attention.grid, size, boxOf(size, facts, state.framing));
 }
 
 function row(label, chance) {
@@ -193,7 +210,8 @@ function fillStage(id) {
 
 function clear() {
   fillStage("empty");
-  $("seen").hidden = $("times").hidden = true;
+  $("seen").hidden = $("times").hidden = $("attention").hidden = true;
+  state.shown = null;
   $("results").replaceChildren();
 }
 
@@ -251,6 +269,10 @@ function listen() {
         throw CAMERA_ERRORS[error?.name] ? new UsageError(CAMERA_ERRORS[error.name]) : error;
       }),
     );
+  });
+  $("show-attention").addEventListener("click", ({target}) => {
+    target.setAttribute("aria-pressed", String(target.getAttribute("aria-pressed") !== "true"));
+    showAttention();
   });
   for (const name of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(name, (event) => {

@@ -57,14 +57,20 @@ function countPixels(blob) {
  */
 export function pixelsOf(picture, size, wanted, framing) {
   const {width, height} = wanted;
+  const box = boxOf(size, wanted, framing);
+  const across = spans(box.width, width, framing.interpolation);
+  const down = spans(box.height, height, framing.interpolation);
+  return resizeDown(resizeAcross(picture, box, across), box.height, width, down);
+}
+
+/** Returns the part of a picture that the model sees: left, top, width and height in pixels. */
+export function boxOf(size, {width, height}, framing) {
   const ready = size.width === width && size.height === height;
   const scale = Math.min(size.height / height, size.width / width) * (ready ? 1 : framing.crop_fraction);
   const box = {width: Math.max(roundEven(scale * width), 1), height: Math.max(roundEven(scale * height), 1)};
   box.left = Math.floor((size.width - box.width) / 2);
   box.top = Math.floor((size.height - box.height) / 2);
-  const across = spans(box.width, width, framing.interpolation);
-  const down = spans(box.height, height, framing.interpolation);
-  return resizeDown(resizeAcross(picture, box, across), box.height, width, down);
+  return box;
 }
 
 /** Returns every row of the box, resized to the wanted width: floats, three per pixel. */

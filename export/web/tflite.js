@@ -8,48 +8,87 @@ const MOST_CLASSES = 100000;
 export class UsageError extends Error {}
 
 /**
- * Describes a classifier: one picture `(B, H, W, 3)` in, class scores `(B, classes)` out.
+ * Describes a classifier: one picture `(B, H, W, 3)` in, class scores `(B, classes)` out, and perhaps its attention,
+ * `(B, rows, tokens)`.
  *
  * @param {Uint8Array} bytes Content of the file.
  * @return {{batch: number, height: number, width: number, classes: number, input: object, output: object,
- *     labels: string[] | null}} Input and output have a type, a scale and a zero point.
+ *     attention: object | null, labels: string[] | null}} Input, output and attention have a type, a shape, a scale and
+ *     a zero point, attention also a grid, `[height, width]` in patches.
  * @throws {UsageError} It is no such file.
  */
 export function describe(bytes) {
   if (bytes.length < 8 || String.fromCharCode(...bytes.subarray(4, 8)) !== "TFL3") {
     throw new UsageError("This is no TensorFlow Lite file.");
   }
-  let tensors;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  let tensors, grid;
   try {
-    tensors = inputAndOutput(new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+    tensors = ends(view);
+    grid = tensors.length === 3 ? gridOf(view, bytes) : null;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
     throw new UsageError("This TensorFlow Lite file is damaged.");
   }
-  const [input, output] = tensors;
+  const [input, output, rows] = tensors;
   const [batch, height, width] = input.shape;
   const classes = output.shape[1];
   const sizes = [...input.shape, ...output.shape];
-  if (input.shape.length !== 4 || input.shape[3] !== 3 || output.shape.length !== 2 || Math.min(...sizes) < 1) {
-    const shapes = `(${input.shape.join(", ")}) in and (${output.shape.join(", ")}) out`;
+  const ranks = tensors.map(({shape}) => shape.length).join();
+  if (!["4,2", "4,2,3"].includes(ranks) || input.shape[3] !== 3 || Math.min(...sizes) < 1) {
+    const [taken, ...given] = tensors.map(({shape}) => `(${shape.join(", ")})`);
+    const shapes = `${taken} in and ${given.join(" and ")} out`;
     throw new UsageError(`The file must take pictures, (1, height, width, 3), and give class scores. It has ${shapes}.`);
   }
   if (!input.type || !output.type || classes > MOST_CLASSES) {
     throw new UsageError("The file has a type of numbers, or a number of classes, that this page cannot use.");
   }
   const names = labels(bytes);
-  return {batch, height, width, classes, input, output, labels: names?.length === classes ? names : null};
+  const fits = rows?.type && grid && Math.min(...rows.shape) > 0 && grid[0] * grid[1] <= rows.shape[2];
+  const attention = fits ? {...rows, grid} : null;
+  return {batch, height, width, classes, input, output, attention, labels: names?.length === classes ? names : null};
 }
 
-function inputAndOutput(view) {
+/** Returns the tensors at the graph's ends: the input, then the outputs. */
+function ends(view) {
   const model = view.getUint32(0, true);
   const graph = element(view, vector(view, model, 2), 0);
   const tensors = vector(view, graph, 0);
-  const ends = [1, 2].map((field) => vector(view, graph, field));
-  if (!ends.every((end) => end && view.getUint32(end, true) === 1)) {
-    throw new UsageError("The file must have one input and one output.");
+  const [inputs, outputs] = [1, 2].map((field) => {
+    const start = vector(view, graph, field);
+    const count = start ? view.getUint32(start, true) : 0;
+    return Array.from({length: Math.min(count, 3)}, (_, i) => view.getInt32(start + 4 + 4 * i, true));
+  });
+  if (inputs.length !== 1 || outputs.length < 1 || outputs.length > 2) {
+    throw new UsageError("The file must have one input, and one output or, with attention, two.");
   }
-  return ends.map((end) => tensor(view, element(view, tensors, view.getInt32(end + 4, true))));
+  return [...inputs, ...outputs].map((index) => tensor(view, element(view, tensors, index)));
+}
+
+/** Returns the grid of patches, `[height, width]`, that a metadata entry tells of the first graph, or null. */
+function gridOf(view, bytes) {
+  const model = view.getUint32(0, true);
+  const entries = vector(view, model, 6);
+  const text = new TextDecoder();
+  for (let i = 0; entries && i < view.getUint32(entries, true); i++) {
+    const entry = element(view, entries, i);
+    if (text.decode(part(view, bytes, target(view, entry, 0))) !== "VIT_KERAS_ATTENTION") continue;
+    const number = field(view, entry, 1);
+    const buffer = element(view, vector(view, model, 4), number ? view.getUint32(number, true) : 0);
+    try {
+      const [grid] = JSON.parse(text.decode(part(view, bytes, vector(view, buffer, 0)))).grids;
+      return grid.length === 2 && grid.every((n) => Number.isInteger(n) && n > 0) ? grid : null;
+    } catch (error) {
+      if (error instanceof SyntaxError || error instanceof TypeError) return null;
+      throw error;
+    }
+  }
+  return null;
+}
+
+/** Returns the bytes of a vector or string. */
+function part(view, bytes, start) {
+  return start ? bytes.subarray(start + 4, start + 4 + view.getUint32(start, true)) : new Uint8Array();
 }
 
 function tensor(view, table) {

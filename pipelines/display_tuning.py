@@ -120,7 +120,7 @@ def found(result: "SearchResult") -> None:
     if result.seeds:
         (mean, spread), (test, test_spread) = map(result.seeds.mean_and_spread, ("val_accuracy", "test_accuracy"))
         print(
-            f"With {len(result.seeds.seeds)} other seeds: {mean:.2%} (standard deviation {100 * spread:.2f} points) of "
+            f"With {len(result.seeds.seeds)} other seed{'s'[: len(result.seeds.seeds) - 1]}: {mean:.2%} (standard deviation {100 * spread:.2f} points) of "
             f"the validation pictures, {test:.2%} ({100 * test_spread:.2f}) of the test pictures."
         )
     if result.importance:

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import keras_tuner
+import numpy as np
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from vit_keras.export.files import replacing
@@ -105,7 +106,9 @@ class _Durable(keras_tuner.Oracle):
         trials = [Trial.from_state(values) for values in state["trials"]]
         self.trials = {trial.trial_id: trial for trial in trials}
         self.set_state(state["state"])
-        self._retry_queue += [t.trial_id for t in self.ongoing_trials.values() if t.trial_id not in self._retry_queue]
+        # keras-tuner saves the end of a trial before it takes it off this list.
+        running = [t.trial_id for t in self.ongoing_trials.values() if t.status == TrialStatus.RUNNING]
+        self._retry_queue += [trial_id for trial_id in running if trial_id not in self._retry_queue]
         self.ongoing_trials = {}
 
 
@@ -117,10 +120,11 @@ class Grid(_Durable, keras_tuner.oracles.GridSearchOracle):
     """All combinations in turn. Its place in the grid is part of the state, which keras-tuner's own leaves out."""
 
     def get_state(self) -> dict[str, Any]:
-        ordered, at = [], self._ordered_ids.next(None) if self._ordered_ids._memory else None
+        ids, ordered = self._ordered_ids, []
+        at = ids._next_index[None]
         while at is not None:
-            ordered.append(at)
-            at = self._ordered_ids.next(at)
+            ordered.append(ids._memory[at])
+            at = ids._next_index[at]
         return {**super().get_state(), "ordered": ordered, "populate_next": self._populate_next}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -129,20 +133,34 @@ class Grid(_Durable, keras_tuner.oracles.GridSearchOracle):
             self._ordered_ids.insert(trial_id)
         self._populate_next = state["populate_next"]
 
-
-class Bayesian(_Durable, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Bayesian optimisation. What was rejected or failed counts as bad as the worst model so far: left out, as
-    keras-tuner has it, the same point would be the best guess again."""
-
     @keras_tuner.synchronized
     def end_trial(self, trial: Trial) -> None:
-        if trial.status == TrialStatus.FAILED:
-            scores = [
-                t.score for t in self.trials.values() if t.status == TrialStatus.COMPLETED and t.score is not None
-            ]
-            self.update_trial(trial.trial_id, {SCORE: min(scores, default=0.0)})
-            trial.status = TrialStatus.COMPLETED
         super().end_trial(trial)
+        self.save()  # keras-tuner's grid moves on after it has saved.
+
+
+class Bayesian(_Durable, keras_tuner.oracles.BayesianOptimizationOracle):
+    """Bayesian optimisation. What was rejected or failed counts as worse than any model so far: left out, as
+    keras-tuner has it, the same point would be the best guess again."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        trials = self.trials.values()
+        scores = [t.score for t in trials if t.status == TrialStatus.COMPLETED and t.score is not None]
+        worse = min(scores) - max(max(scores) - min(scores), 0.1) if scores else 0.0
+        failed = [t for t in trials if t.status == TrialStatus.FAILED]
+        for trial in failed:
+            trial.status, trial.score = TrialStatus.COMPLETED, worse
+        try:
+            found = super().populate_space(trial_id)
+        finally:
+            for trial in failed:
+                trial.status, trial.score = TrialStatus.FAILED, None
+        # The best guess, brought to the nearest values that there are, may be one that was tried.
+        return self._random_populate_space() if found["values"] and self._duplicate(found["values"]) else found
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._random_state = np.random.RandomState(self.seed + len(self.trials))
 
 
 class Hyperband(_Durable, keras_tuner.oracles.HyperbandOracle):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,7 +68,8 @@ class TrialRunner:
             return self._keep(dataclasses.replace(twin, id=trial.trial_id, status="repeated", message=message))
         out = str(self.folder.trial(trial.trial_id).path)
         config = dataclasses.replace(config, out=out)
-        answer = self.children.do(self.job("trial", config, values, trial.hyperparameters.get_config()), tick, more)
+        job = self.job("trial", config, values, trial.hyperparameters.get_config())
+        answer = self._do(job, tick, more)
         if answer.get("hp"):
             import keras_tuner
 
@@ -87,6 +89,20 @@ class TrialRunner:
         build = str(self.build_file.absolute()) if self.build_file else None
         job = {"task": task, "config": config.to_dict(), "values": values, "measuring": measuring, "build": build}
         return {**job, "hp": hp if build else None}
+
+    def _do(self, job: dict[str, Any], tick: Tick, more: bool) -> dict[str, Any]:
+        """Has a job done; of a trial that is broken off the time counts too."""
+        start, last = time.monotonic(), {}
+
+        def watch(stage: dict[str, Any]) -> None:
+            last.update(stage)
+            tick(stage)
+
+        try:
+            return self.children.do(job, watch, more)
+        except BaseException:
+            self.seconds["training" if last else "measuring"] += time.monotonic() - start
+            raise
 
     def measure(self, values: dict[str, Any]) -> dict[str, Any]:
         """Returns what a child says of a shape: its measurement, or why it cannot be built or exported."""

@@ -77,14 +77,14 @@ class _Servicer(OracleServicer):
         return [worker for worker in known if now - self.heard.setdefault(worker, now) > seconds]
 
 
-def serve(oracle: Any, address: str, tick: Callable[[], None], patience: float = WORKER_SECONDS) -> None:
+def serve(oracle: Any, address: str, tick: Callable[[], None], patience: float | None = None) -> None:
     """Gives out an oracle's trials until it has no more and all that were given out have ended.
 
     Args:
         oracle: One of `oracles`.
         address: HOST:PORT to listen on.
         tick: Called about twice a second.
-        patience: Seconds after which a silent worker's trial is given to another.
+        patience: Seconds after which a silent worker's trial is given to another; `WORKER_SECONDS` if `None`.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -102,7 +102,7 @@ def serve(oracle: Any, address: str, tick: Callable[[], None], patience: float =
     server.start()
     try:
         while not (oracle.stopped() and not oracle.ongoing_trials and not oracle.tuner_ids):
-            for worker in servicer.silent(patience):
+            for worker in servicer.silent(patience or WORKER_SECONDS):
                 trial_id = oracle.give_back(worker)
                 if trial_id:
                     logger.warning("%s is silent; trial %s goes to another worker.", worker, trial_id)

@@ -119,9 +119,10 @@ def found(result: "SearchResult") -> None:
     print(f"Best: {line(result.best).removeprefix('trial ')}")
     if result.seeds:
         (mean, spread), (test, test_spread) = map(result.seeds.mean_and_spread, ("val_accuracy", "test_accuracy"))
+        count = len(result.seeds.seeds)
         print(
-            f"With {len(result.seeds.seeds)} other seed{'s'[: len(result.seeds.seeds) - 1]}: {mean:.2%} (standard deviation {100 * spread:.2f} points) of "
-            f"the validation pictures, {test:.2%} ({100 * test_spread:.2f}) of the test pictures."
+            f"With {count} other seed{'s' if count > 1 else ''}: {mean:.2%} (standard deviation {100 * spread:.2f} "
+            f"points) of the validation pictures, {test:.2%} ({100 * test_spread:.2f}) of the test pictures."
         )
     if result.importance:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result.importance.shares.items())

@@ -151,6 +151,22 @@ def read_measurements(path: str | Path, needed: set[str]) -> list[dict[str, Any]
     return found
 
 
+def check_rows(rows: list[dict[str, Any]], limits: Mapping[str, float], name: str) -> None:
+    """Refuses limits that no row of a measurement file meets: a `ValueError` says what the nearest one has."""
+    columns = {quantity: column for column, quantity in COLUMNS.items()}
+
+    def distance(row: dict[str, Any]) -> float:
+        return max(row[columns[quantity]] / limit for quantity, limit in limits.items())
+
+    if limits and min(map(distance, rows)) > 1:
+        over = _measurement(min(rows, key=distance)).excess(limits)
+        raise ValueError(f"No shape in {name} meets the constraints: the nearest one has {over}.")
+
+
+def _measurement(row: Mapping[str, Any]) -> Measurement:
+    return Measurement(**{quantity: row.get(column) for column, quantity in COLUMNS.items()})
+
+
 def look_up(rows: list[dict[str, Any]], values: Mapping[str, Any], config: RunConfig) -> Measurement | None:
     """Returns the measurement of the first row whose settings are those of a trial; `None` if there is none.
 
@@ -163,7 +179,7 @@ def look_up(rows: list[dict[str, Any]], values: Mapping[str, Any], config: RunCo
     for row in rows:
         settings = {name: value for name, value in row.items() if name not in COLUMNS}
         if settings and all(name in known and known[name] == value for name, value in settings.items()):
-            return Measurement(**{name: row.get(column) for column, name in COLUMNS.items()})
+            return _measurement(row)
     return None
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +42,7 @@ class TrialRunner:
     build_file: Path | None = None
     worker: str = ""
     cache: Path | None = None
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: {"measuring": 0.0, "training": 0.0})
     _trained: dict[str, str] = field(default_factory=dict)
 
     def run(self, trial: Any, tick: Tick, more: bool = True) -> Record:
@@ -116,7 +115,8 @@ class TrialRunner:
 
     def _record(self, trial_id: str, values: dict[str, Any], answer: dict[str, Any]) -> Record:
         seconds = {name: answer[name] for name in ("measuring", "training") if name in answer}
-        self.seconds.update(seconds)
+        for name, spent in seconds.items():
+            self.seconds[name] += spent
         measurement = Measurement(**answer.get("measurement") or {})
         accuracy = answer.get("val_accuracy")
         score = None if accuracy is None else self.tune.score(accuracy, dataclasses.asdict(measurement))

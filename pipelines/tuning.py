@@ -5,6 +5,7 @@ the same call goes on after a kill.
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 
 from .children import Children
 from .config import RunConfig
-from .measuring import Measurement, read_measurements
+from .measuring import Measurement, check_rows, read_measurements
 from .search_folder import Record, SearchFolder, best_of
 from .search_result import Progress, SearchResult, SeedCheck
 from .space import Space, apply, read_space
@@ -97,8 +98,6 @@ def _space(tune: TuneConfig, own: bool) -> Space:
 def _refuse_finished(folder: SearchFolder, tune: TuneConfig, overwrite: bool, role: str) -> None:
     if role == "worker" or overwrite or not folder.finished:
         return
-    import json
-
     before = json.loads(folder.summary_file.read_text(encoding="utf-8"))
     if before["ended"] != BUDGET_USED and before["trials"] >= tune.trials:
         raise FileExistsError(
@@ -213,6 +212,8 @@ class _Call:
 
     def _check_limits(self, runner: TrialRunner) -> None:
         """Refuses a space without a shape that can be built, and constraints that its smallest one does not meet."""
+        if self.rows is not None:
+            check_rows(self.rows, self.tune.limits, str(self.tune.measurements))
         for what in ["bytes", "latency"] if self.tune.limits else ["latency"]:
             found: dict[str, Any] = {"message": "no combination divides as it must"}
             for values in self.space.smallest(runner.base, what):
@@ -227,7 +228,7 @@ class _Call:
                     f"whose smallest shapes cannot be: {found['message']}"
                 )
             limits = {n: v for n, v in self.tune.limits.items() if (n == "bytes") == (what == "bytes")}
-            over = Measurement(**found["measurement"]).excess(limits)
+            over = Measurement(**found["measurement"]).excess(limits) if self.rows is None else None
             if over:
                 raise ValueError(f"No shape of the space meets the constraints: the smallest one has {over}.")
 

@@ -91,6 +91,7 @@ def test_a_chief_and_two_workers_one_of_which_is_killed(folder, processes):
     assert {p.name for p in search.tensorboard.iterdir()} == {r.id for r in records}
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_dead_chief_says_so_and_the_search_goes_on(folder, processes):
     address = free_address()
     chief = start("chief", address, folder, 60, "chief.log", trials=1)

@@ -93,7 +93,7 @@ def test_a_search_on_this_machine_from_the_command_to_the_run(tmp_path, capsys, 
 
 def test_a_constraint_is_held_by_every_trained_trial(tmp_path, files):
     """Shapes above it are rejected before training, and counted apart; more trials go on with the same search."""
-    tune = TuneConfig(tuner="random", trials=2, max_latency_ms=10.0, max_bytes="250k", seeds=0, **files)
+    tune = TuneConfig(trials=2, max_latency_ms=10.0, max_bytes="250k", seeds=0, seed=5, **files)
     seen = []
     result = search(base(tmp_path / "search"), tune, on_progress=seen.append)
     assert result.ended == "all trials are trained"
@@ -164,6 +164,7 @@ def own_model(hp):
     return keras.Model(pixels, keras.layers.Dense(3 if fate == "scores" else 10)(x))
 
 
+@pytest.mark.slow
 def test_a_user_s_function_and_whatever_becomes_of_its_trials(tmp_path):
     """What cannot be built is rejected, a crash and a loss that is no number fail, and the search goes on."""
     latency = {"broken": 1, "crash": 1, "nan": 1, "scores": 1, "large": 99, "good": 1}
@@ -192,6 +193,7 @@ def test_a_user_s_function_and_whatever_becomes_of_its_trials(tmp_path):
     assert len(model.layers) == 4 and 0 <= result.seeds.test_accuracy[0] <= 1
 
 
+@pytest.mark.slow
 def test_the_time_budget_ends_a_search_in_a_trial_that_goes_on_later(tmp_path, files):
     config = base(tmp_path / "search", epochs=400)
     state = tmp_path / "search" / "trials" / "0000" / ".state" / "training" / "state.json"
@@ -212,6 +214,7 @@ def test_the_time_budget_ends_a_search_in_a_trial_that_goes_on_later(tmp_path, f
     assert len(rows) >= len(before) and rows[: len(before)] == before
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_in_the_epoch_where_it_was(tmp_path, files):
     """kill -9 of the search: its child dies too, and the same call goes on with the same trial."""
     folder = tmp_path / "search"
@@ -268,17 +271,18 @@ def test_importance_finds_what_mattered_and_names_its_method():
         layers, rate, kind = int(rng.integers(1, 7)), float(rng.random()), str(rng.choice(["a", "b"]))
         records.append(record(f"{i:02d}", layers / 10 + 0.1 * (kind == "b"), 1.0, layers=layers, rate=rate, kind=kind))
     found = importance(records)
-    assert next(iter(found.shares)) == "layers" and found.shares["rate"] < 0.1 < found.shares["kind"]
+    assert next(iter(found.shares)) == "layers" and found.shares["rate"] < 0.02 < found.shares["kind"]
     assert sum(found.shares.values()) == pytest.approx(1) and found.fit > 0.8
     assert "permutation importance of a random forest" in found.method
     assert importance(records[:5]) is None
 
 
+@pytest.mark.slow
 def test_our_hypermodel_in_a_user_s_own_tuner(tmp_path):
     """Default values that cannot be built end no search, and a shape above the limit fails before it is trained."""
     space = make_space({"override.patch_size": {"choice": [3, 2, 4]}, "override.num_layers": {"choice": [1, 2]}})
     config = RunConfig(model="vit_micro_patch2_8", override={"hidden_dim": 24, "num_heads": 2}, fit=FitConfig(epochs=1))
-    hypermodel = VitHyperModel(space, 10, config, 2, TuneConfig(max_bytes="60k", kind="float32"), tmp_path / "measured")
+    hypermodel = VitHyperModel(space, 10, config, 2, TuneConfig(max_bytes="90k", kind="float32"), tmp_path / "measured")
     tuner = keras_tuner.GridSearch(hypermodel, "val_accuracy", max_trials=4, directory=tmp_path, project_name="mine")
     images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3)).astype("float32")
     labels = np.arange(32) % 10

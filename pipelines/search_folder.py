@@ -11,10 +11,8 @@ from typing import IO, Any
 
 from vit_keras.export.files import remove, replacing
 
-from .config import RunConfig
 from .measuring import Measurement
 from .run_folder import RunFolder
-from .tune_config import TuneConfig
 from .yaml_text import read_yaml, write_yaml
 
 STATUSES = ("trained", "rejected", "repeated", "failed")
@@ -95,20 +93,32 @@ class SearchFolder:
         """Whether a search has gone all the way here."""
         return self.summary_file.exists()
 
-    def begin(self, config: RunConfig, tune: TuneConfig, space: Any, overwrite: bool) -> None:
-        """Makes the folder ready: a new search starts, the same one goes on.
+    def refuse(self, identity: dict[str, Any], overwrite: bool) -> None:
+        """Refuses a folder that a search may not write to, before anything is done.
+
+        Args:
+            identity: What makes it this search.
+            overwrite: Whether to replace another search.
 
         Raises:
             FileExistsError: the folder holds something that is no search, or another search.
         """
-        identity = {"run": config.to_dict(), "tune": tune.identity(), "space": space}
-        identity["run"].pop("out")
-        if self.search_file.exists() and not overwrite:
-            self.check(identity)
-        elif self.search_file.exists():
-            self.clear()
-        elif self.path.exists() and any(p for p in self.path.iterdir() if p != self._lock_file):
+        if self.search_file.exists():
+            if not overwrite:
+                self.check(identity)
+        elif self.path.is_file() or (self.path.exists() and any(p != self._lock_file for p in self.path.iterdir())):
             raise FileExistsError(f"{self.path} exists and is no search; choose another folder with --out.")
+
+    def begin(self, identity: dict[str, Any], overwrite: bool) -> None:
+        """Makes the folder ready: a new search starts, the same one goes on.
+
+        Args:
+            identity: What makes it this search.
+            overwrite: Whether to clear a search that is there.
+        """
+        self.refuse(identity, overwrite)
+        if overwrite:
+            self.clear()
         self.trials.mkdir(parents=True, exist_ok=True)
         if not self.search_file.exists():
             with replacing(self.search_file) as temporary:
@@ -116,8 +126,7 @@ class SearchFolder:
 
     def check(self, identity: dict[str, Any]) -> None:
         """Refuses the folder of another search with a `FileExistsError` that says what differs."""
-        before, now = (_flat(values) for values in (read_yaml(self.search_file.read_text("utf-8")), identity))
-        now = _flat(read_yaml(write_yaml(identity)))
+        before, now = (_flat(read_yaml(text)) for text in (self.search_file.read_text("utf-8"), write_yaml(identity)))
         differences = [
             f"{key}: {before.get(key)}, now {now.get(key)}"
             for key in sorted(before.keys() | now.keys())

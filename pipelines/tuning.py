@@ -129,6 +129,7 @@ class _Call:
 
     def search(self, overwrite: bool, address: str | None) -> SearchResult:
         """Goes the whole way, alone or as the chief."""
+        self.folder.refuse(self._identity(), overwrite)
         self.children.warm_up()
         from . import tune_roles
         from .oracles import make_oracle
@@ -136,9 +137,9 @@ class _Call:
         with tempfile.TemporaryDirectory() as scratch:
             runner = self._runner(Path(scratch))
             hyperparameters = self._hyperparameters(runner)
-            if self.build_model is None:
+            if self.build_model is None and (overwrite or not self.folder.oracle_file.exists()):
                 self._check_limits(runner)
-            self.folder.begin(self.config, self.tune, self._what(), overwrite)
+            self.folder.begin(self._identity(), overwrite)
             self._move(Path(scratch), runner)
         oracle = make_oracle(self.tune, hyperparameters, runner.base.fit.epochs or 1, self.build_model is not None)
         oracle.attach(self.folder, self.tune.trials)
@@ -159,11 +160,9 @@ class _Call:
         hyperparameters = self.space.hyperparameters()
         client = tune_roles.Client(make_oracle(self.tune, hyperparameters, 1, True), address, self.worker)
         client.wait()
-        identity = {"run": self.config.to_dict(), "tune": self.tune.identity(), "space": self._what()}
-        identity["run"].pop("out")
         if not self.folder.search_file.is_file():
             raise FileNotFoundError(f"The chief's folder must be shared: there is no {self.folder.search_file}.")
-        self.folder.check(identity)
+        self.folder.check(self._identity())
         with tempfile.TemporaryDirectory() as scratch:
             runner = self._runner(Path(scratch))
             runner.cache = None
@@ -232,11 +231,12 @@ class _Call:
             if over:
                 raise ValueError(f"No shape of the space meets the constraints: the smallest one has {over}.")
 
-    def _what(self) -> Any:
-        """Returns what tells this space from others."""
+    def _identity(self) -> dict[str, Any]:
+        """Returns what tells this search from others."""
         lines = [[p.name, repr(dataclasses.astuple(p)[1:])] for p in self.space.parameters]
         own = getattr(self.build_model, "__qualname__", None) if self.build_model else None
-        return {"parameters": lines, "build_model": own}
+        run = {name: value for name, value in self.config.to_dict().items() if name != "out"}
+        return {"run": run, "tune": self.tune.identity(), "space": lines, "build_model": own}
 
     def _move(self, scratch: Path, runner: TrialRunner) -> None:
         """Puts what was made before the folder was into it."""

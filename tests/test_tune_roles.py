@@ -70,8 +70,8 @@ def folder(tmp_path):
 def test_a_chief_and_two_workers_one_of_which_is_killed(folder, processes):
     """Every trial is accounted for: the killed worker's goes to the other."""
     address = free_address()
-    chief = start("chief", address, folder, 60, "chief.log")
-    workers = [start("worker", address, folder, 60, f"worker{i}.log") for i in range(2)]
+    chief = start("chief", address, folder, 30, "chief.log", trials=3)
+    workers = [start("worker", address, folder, 30, f"worker{i}.log", trials=3) for i in range(2)]
     processes += [chief, *workers]
     trials = folder / "search" / "trials"
     wait_for(lambda: len(list(trials.glob("*/.state/training/state.json"))) == 2)
@@ -81,8 +81,8 @@ def test_a_chief_and_two_workers_one_of_which_is_killed(folder, processes):
     assert "is silent; trial" in (folder / "chief.log").read_text()
     search = SearchFolder(folder / "search")
     records = search.records()
-    assert search.counts() == {"trained": 4}
-    assert [r.id for r in records] == ["0000", "0001", "0002", "0003"]
+    assert search.counts() == {"trained": 3}
+    assert [r.id for r in records] == ["0000", "0001", "0002"]
     assert len({r.worker for r in records}) <= 2
     assert all(search.trial(r.id).trained for r in records)
     assert not list(trials.glob("*/.state"))
@@ -141,6 +141,7 @@ class Still:
 def test_a_worker_that_stood_still_learns_that_its_trial_is_gone(monkeypatch):
     """The chief takes the trial of a silent worker back, and refuses its beat afterwards."""
     monkeypatch.setattr(tune_roles, "BEAT_SECONDS", 0.5)
+    monkeypatch.setattr(tune_roles, "CHIEF_SECONDS", 2.0)
     oracle, address = Still(), free_address()
     client = tune_roles.Client(oracle, address, "sleeper")
     ticks = []
@@ -164,7 +165,7 @@ def test_a_worker_that_stood_still_learns_that_its_trial_is_gone(monkeypatch):
         client.ask(lambda: client.get_trial("0000"))
 
 
-def test_an_address_that_is_taken(monkeypatch):
+def test_an_address_that_is_taken():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -25,7 +25,7 @@ from vit_keras.pipelines.run_folder import RunFolder, read_config
 from vit_keras.pipelines.search_folder import Record, SearchFolder
 from vit_keras.pipelines.space import make_space
 from vit_keras.pipelines.tune_config import TuneConfig
-from vit_keras.pipelines.tune_report import importance, pareto_front
+from vit_keras.pipelines.tune_report import importance, pareto_front, write_hparams
 from vit_keras.pipelines.tuning import BUDGET_USED, search
 
 SPACE = """
@@ -89,6 +89,10 @@ def test_a_search_on_this_machine_from_the_command_to_the_run(tmp_path, capsys, 
     assert cli.main(words) == 2
     assert "holds a finished search" in capsys.readouterr().err
     assert cli.main([*words, "--fit.seed", "3"]) == 2
+    assert "another search (run.fit.seed: 0, now 3)" in capsys.readouterr().err
+    assert cli.main([*words, "--out", "runs/none", "--max-bytes", "1k"]) == 2
+    assert "the smallest one has bytes" in capsys.readouterr().err
+    assert not Path("runs/none").exists()
 
 
 def test_a_constraint_is_held_by_every_trained_trial(tmp_path, files):
@@ -262,6 +266,19 @@ def test_the_front_holds_what_nothing_beats():
     records = [record("0", 0.9, 5.0), record("1", 0.8, 1.0), record("2", 0.7, 2.0), record("3", 0.9, 4.0)]
     records += [record("4", 0.8, 1.5), Record("5", "rejected", {}, measurement=Measurement(0.1, 1, 1))]
     assert [r.id for r in pareto_front(records)] == ["1", "3"]
+
+
+def test_tensorboard_reads_the_hyperparameters_and_what_they_gave(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = SearchFolder(tmp_path)
+    write_hparams(folder, record("0003", 0.75, 5.0, layers=2, kind="a"))
+    events = EventAccumulator(str(folder.tensorboard / "0003"))
+    events.Reload()
+    values = {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]}
+    assert values == {"score": 0.75, "val_accuracy": 0.75, "latency": 5.0, "bytes": 1.0, "memory": 1.0}
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"layers" in content and b"0003" in content
 
 
 def test_importance_finds_what_mattered_and_names_its_method():

@@ -76,6 +76,8 @@ def compare(options: argparse.Namespace) -> None:
         )
         result = search(dataclasses.replace(base, out=str(out / name)), tune, on_progress=None)
         trained = [r for r in result.records if r.status == "trained"]
+        if result.best is None:
+            sys.exit(f"{name}: no trial was trained in {options.minutes:g} minutes; give it more.")
         rejected = sum(r.status == "rejected" for r in result.records)
         work = result.seconds["measuring"] + result.seconds["training"]
         minutes = f"{result.seconds['total'] / 60:.1f}"

@@ -258,6 +258,46 @@ def alive(pid):
 # Parts
 
 
+class Instant:
+    """Children that have always finished already."""
+
+    def __init__(self):
+        self.trials = 0
+
+    def warm_up(self):
+        pass
+
+    def do(self, job, tick=None, more=True):
+        if job["task"] == "resolve":
+            return {"status": "done", "model": "vit_micro_patch2_8", "epochs": 2, "classes": 10}
+        measured = {"measurement": {"latency": 1.0, "bytes": 10, "memory": 10}, "measuring": 0.0, "hp": None}
+        if job["task"] == "measure":
+            return {"status": "done", **measured}
+        self.trials += 1
+        tick({"stage": "training"})
+        folder = RunFolder(job["config"]["out"])
+        folder.begin(RunConfig.from_dict(job["config"]), False)
+        return {"status": "trained", **measured, "val_accuracy": 0.5, "epochs": 2, "training": 0.0, "ends": True}
+
+    def close(self):
+        pass
+
+
+def test_the_parent_s_memory_is_flat_over_fifty_trials(tmp_path, files, monkeypatch):
+    """All of the parent's own work: oracle, records, HParams, what is shown. Models live in its children only."""
+    monkeypatch.setattr("vit_keras.pipelines.tuning.Children", Instant)
+    seen = {}
+
+    def look(progress):
+        status = Path("/proc/self/status").read_text()
+        seen[len(progress.records)] = int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    tune = TuneConfig(space=files["space"], trials=60, seeds=0)
+    result = search(base(tmp_path / "search"), tune, on_progress=look)
+    assert len(result.records) == 60
+    assert seen[60] - seen[10] < 20, seen  # MB
+
+
 def record(trial_id, accuracy, latency, **values):
     return Record(trial_id, "trained", values, accuracy, accuracy, 1, Measurement(latency, 1, 1))
 

@@ -73,7 +73,6 @@ def search(
     needed = {*tune.limits, *tune.weights} - {"val_accuracy"}
     rows = read_measurements(tune.measurements, needed) if tune.measurements else None
     folder = SearchFolder(config.out or Path("runs") / "tune")
-    _refuse_finished(folder, tune, overwrite, role)
     call = _Call(config, tune, folder, space, rows, build_model, on_progress or _nobody_looks)
     with nullcontext() if role == "worker" else folder.locked():
         try:
@@ -95,8 +94,8 @@ def _space(tune: TuneConfig, own: bool) -> Space:
     return space
 
 
-def _refuse_finished(folder: SearchFolder, tune: TuneConfig, overwrite: bool, role: str) -> None:
-    if role == "worker" or overwrite or not folder.finished:
+def _refuse_finished(folder: SearchFolder, tune: TuneConfig) -> None:
+    if not folder.finished:
         return
     before = json.loads(folder.summary_file.read_text(encoding="utf-8"))
     if before["ended"] != BUDGET_USED and before["trials"] >= tune.trials:
@@ -130,6 +129,8 @@ class _Call:
     def search(self, overwrite: bool, address: str | None) -> SearchResult:
         """Goes the whole way, alone or as the chief."""
         self.folder.refuse(self._identity(), overwrite)
+        if not overwrite:
+            _refuse_finished(self.folder, self.tune)
         self.children.warm_up()
         from . import tune_roles
         from .oracles import make_oracle

@@ -50,15 +50,18 @@ setup(
     package_data={
         "vit_keras": ["py.typed"],
         "vit_keras.export": ["bundles/*/*", "standalone/*.py", "web/*", "web/vendor/*"],  # `make web` fetches vendor/.
-        "vit_keras.pipelines": ["recipes/*.yaml"],
+        "vit_keras.pipelines": ["recipes/*.yaml", "spaces/*.yaml"],
     },
     install_requires=[
         "ai-edge-litert>=2.1",
         "ai-edge-quantizer>=0.5",
+        "cloudpickle>=3.0",
         "flatbuffers>=24.3.25",
+        "grpcio>=1.60",
         "h5py>=3.11",
         "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so.
         "jsonargparse>=4.49",
+        "keras-tuner>=1.4.7",
         "keras>=3.10",
         "matplotlib>=3.9",
         "ml_dtypes>=0.4",
@@ -68,6 +71,7 @@ setup(
         "rich>=13.7",
         "scikit-learn>=1.5",
         "scipy>=1.11",
+        "tensorboard>=2.19",
         "tensorflow-datasets>=4.9.7",
         "tensorflow>=2.19",
     ],
@@ -84,7 +88,6 @@ setup(
             "transformers>=4.46",
         ],
         "gpu": ["tensorflow[and-cuda]>=2.19"],
-        "tensorboard": ["tensorboard>=2.19"],
         "dev": [*TEST, "pre-commit>=4.0"],
     },
     entry_points={"console_scripts": ["vit-keras = vit_keras.pipelines.cli:main"]},

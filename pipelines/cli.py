@@ -17,8 +17,10 @@ import vit_keras
 from vit_keras.export.platforms import PLATFORMS
 from vit_keras.export.targets import TARGETS, chosen_targets
 
+from .cli_tune import add_tune, tune
 from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
 from .parsing import ConfigFile, Parser
+from .quiet import quiet_tensorflow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,18 +76,6 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _quiet_tensorflow() -> None:
-    """Imports TensorFlow without the lines that its libraries print about GPUs that are not there."""
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
 # Commands
 
 _TARGETS = f"{', '.join(TARGETS)} or all"
@@ -121,7 +111,7 @@ def _run_config(options: Any) -> RunConfig:
 
 def _run(options: Any) -> None:
     config = _run_config(options)
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import display, running
 
     report = running.run(config, options.get("overwrite", False), verbose=display.progress())
@@ -130,7 +120,7 @@ def _run(options: Any) -> None:
 
 def _train(options: Any) -> None:
     config = _run_config(options)
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import display, running
 
     display.evaluation(running.train(config, options.get("overwrite", False), verbose=display.progress()))
@@ -141,7 +131,7 @@ def _add_evaluate(parser: Parser) -> None:
 
 
 def _evaluate(options: Any) -> None:
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import display, running
 
     display.evaluation(running.evaluate(options.path))
@@ -211,7 +201,7 @@ def _export(options: Any) -> None:
         )
     for target in chosen_targets(targets):
         print(f"{target.name}: {target.kind}, because {target.because}.")
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import display, running
 
     if of_model:
@@ -230,7 +220,7 @@ def _add_predict(parser: Parser) -> None:
 
 
 def _predict(options: Any) -> None:
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import display, prediction
 
     display.predictions(prediction.predict(options.path, options.pictures))
@@ -246,7 +236,7 @@ def _list(options: Any) -> None:
         from . import display
 
         return display.recipes(options.pattern)
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import display
 
     display.presets(options.pattern)
@@ -351,7 +341,7 @@ def _add_data_check(parser: Parser) -> None:
 
 
 def _data_check(options: Any) -> int:
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import checking, display
 
     with display.counting("pictures") as progress:
@@ -374,7 +364,7 @@ def _add_data_show(parser: Parser) -> None:
 def _data_show(options: Any) -> None:
     values = options.clone().as_dict()
     config = RunConfig.from_dict({name: values[name] for name in ("data", "model", "input", "augment")})
-    _quiet_tensorflow()
+    quiet_tensorflow()
     from . import running
 
     running.show_data(config, options.out, options.rows, options.columns, options.get("overwrite", False))
@@ -389,6 +379,7 @@ _DATA_COMMANDS: Commands = {
 _COMMANDS: Commands = {
     "run": (_run, _add_run, "Train, export, prove and report."),
     "train": (_train, _add_run, "Train only; `run` with the same settings goes on from there."),
+    "tune": (tune, add_tune, "Search for hyperparameters, within what a device can do."),
     "evaluate": (_evaluate, _add_evaluate, "Evaluate a run or one of its files on its test pictures."),
     "export": (_export, _add_export, "Export a run's model and prove the files."),
     "predict": (_predict, _add_predict, "Name what pictures show."),

@@ -21,24 +21,27 @@ def folder_of(config: RunConfig) -> Path:
 def resolve(config: RunConfig, data: ImageData) -> RunConfig:
     """Returns the configuration with the model, the size of the pictures, the epochs and all else given."""
     name = config.model if config.model != "auto" else _fitting_model(data)
-    preset = get_preset(name)
-    image_size = config.input.image_size or preset.image_size
-    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    interpolation = config.input.interpolation or preset.interpolation
-    crop_fraction = config.input.crop_fraction or preset.crop_fraction
     epochs = config.fit.epochs
     if epochs is None:
         steps_per_epoch = max(1, len(data.train) // config.fit.batch_size)
         epochs = max(20, min(120, math.ceil(2000 / steps_per_epoch)))
+    fit = dataclasses.replace(config.fit, epochs=epochs)
+    return resolve_sizes(dataclasses.replace(config, model=name, out=str(folder_of(config)), fit=fit))
+
+
+def resolve_sizes(config: RunConfig) -> RunConfig:
+    """Returns the configuration with all given that its preset decides: how pictures are cut, and changed in size."""
+    preset = get_preset(config.model)
+    image_size = config.input.image_size or preset.image_size
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    interpolation = config.input.interpolation or preset.interpolation
+    crop_fraction = config.input.crop_fraction or preset.crop_fraction
     return dataclasses.replace(
         config,
-        model=name,
-        out=str(folder_of(config)),
         input=dataclasses.replace(
             config.input, image_size=image_size, interpolation=interpolation, crop_fraction=crop_fraction
         ),
         augment=config.augment.resolved(image_size),
-        fit=dataclasses.replace(config.fit, epochs=epochs),
     )
 
 

@@ -5,6 +5,7 @@ Every stage leaves whole files behind and is skipped when they are there: an int
 
 import dataclasses
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from .run_folder import RunFolder
 from .sheet import picture_sheet
 from .training import check_fit, write_metrics
 
+Build = Callable[[RunConfig, int, str | None], keras.Model]
 BYTES_PER_PARAMETER = 92
 """Disk space of a run: three training states with all an optimiser has, two models, the SavedModel, six files."""
 
@@ -75,6 +77,20 @@ def train(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) ->
     process = distribution.initialize()
     _, _, data, model = _train(config, overwrite, "trained", verbose, process)
     return evaluate_model(model, data.test)
+
+
+def train_folder(config: RunConfig, build: Build = build_model, verbose: str | int = 0) -> RunFolder:
+    """Trains a run's model and does not look at the test pictures; a trained run is left as it is.
+
+    Args:
+        config: What to run; `out` must be given.
+        build: What builds the model, called as `fitting.build_model`.
+        verbose: Progress of the training, as in `model.fit`.
+    """
+    folder = RunFolder(folder_of(config))
+    if not folder.trained:
+        _train(config, False, "trained", verbose, Process(), build)
+    return folder
 
 
 def evaluate(path: str | Path) -> Evaluation:
@@ -181,11 +197,11 @@ def show_data(config: RunConfig, path: str | Path, rows: int = 5, columns: int =
 
 
 def _train(
-    config: RunConfig, overwrite: bool, until: str, verbose: str | int, process: Process
+    config: RunConfig, overwrite: bool, until: str, verbose: str | int, process: Process, build: Build = build_model
 ) -> tuple[RunFolder, RunConfig, ImageData, keras.Model]:
     """Goes as far as the trained model; it runs on one device, whatever it was trained on."""
     with distribution.scope():
-        folder, config, data, model = _prepare(config, overwrite, until, process)
+        folder, config, data, model = _prepare(config, overwrite, until, process, build)
         model = _trained_model(folder, config, data, model, verbose, process)
         mirrored = distribution.replicas() > 1
     # A variable that was made in the scope of several devices stays one of all of them: a file knows nothing of them.
@@ -193,7 +209,7 @@ def _train(
 
 
 def _prepare(
-    config: RunConfig, overwrite: bool, until: str, process: Process
+    config: RunConfig, overwrite: bool, until: str, process: Process, build: Build
 ) -> tuple[RunFolder, RunConfig, ImageData, keras.Model]:
     """Loads the data, resolves what the configuration leaves open, builds the model, and makes the folder ready.
 
@@ -214,7 +230,7 @@ def _prepare(
     keras.utils.set_random_seed(config.fit.seed)
     weights = None if folder.trained and not overwrite else config.weights
     check_fit(config.fit, max(1, len(data.train) // config.fit.batch_size))
-    model = build_model(config, len(data.classes), weights)
+    model = build(config, len(data.classes), weights)
     if overwrite or not folder.trained:
         with_teacher(model, config)
     needed = BYTES_PER_PARAMETER * model.count_params()

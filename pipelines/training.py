@@ -189,7 +189,7 @@ def check_fit(config: FitConfig, steps_per_epoch: int) -> None:
             accumulated on several GPUs of TensorFlow.
     """
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ImportError('fit.tensorboard needs TensorBoard: pip install "vit-keras-edge[tensorboard]"')
+        raise ImportError("fit.tensorboard needs TensorBoard: pip install tensorboard")
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch must be >= 1. Received: steps_per_epoch={steps_per_epoch}")
     if config.epochs and config.accumulate > steps_per_epoch * config.epochs:

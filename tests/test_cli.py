@@ -15,7 +15,10 @@ from PIL import Image
 from vit_keras.pipelines.cli import build_parser, main
 from vit_keras.pipelines.config import FitConfig, InputConfig, RunConfig
 
-COMMANDS = ("run", "train", "evaluate", "export", "predict", "list", "data", "devices", "benchmark", "verify", "web")
+COMMANDS = (
+    *("run", "train", "tune", "evaluate", "export", "predict", "list", "data"),
+    *("devices", "benchmark", "verify", "web"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +137,19 @@ def refused(capsys, *arguments):
         (["web", "x", "--kin", "float32"], ["'--kin'", "Did you mean '--kind'?"]),
         (["web", "x", "--kind", "float3"], ["'float3'", "Did you mean 'float32'?", "full_int8"]),
         (["web", "x", "--overwrite"], ["--overwrite", "--out"]),
+        (["tune", "--trial", "3"], ["'--trial'", "Did you mean '--trials'?"]),
+        (["tune", "--tuner", "bayes"], ["'bayes'", "Did you mean 'bayesian'?"]),
+        (["tune", "--trials", "0"], ["trials=0"]),
+        (["tune", "--space", "smal"], ["'smal'", "Did you mean 'small'?", "finetune"]),
+        (["tune", "--space", "none.yaml"], ["none.yaml"]),
+        (["tune", "--max-bytes", "2X"], ["max_bytes", "2X"]),
+        (["tune", "--max-latency-ms", "fast"], ["max_latency_ms"]),
+        (["tune", "--objective", "speed"], ["objective", "val_accuracy"]),
+        (["tune", "--measurements", "none.csv"], ["none.csv"]),
+        (["tune", "--role", "boss"], ["role", "chief"]),
+        (["tune", "--role", "chief"], ["HOST:PORT"]),
+        (["tune", "--role", "worker", "--oracle", "here"], ["HOST:PORT", "here"]),
+        (["tune", "--fit.epochs", "0"], ["fit.epochs=0"]),
     ],
 )
 def test_unknown_and_missing_words(capsys, arguments, parts):

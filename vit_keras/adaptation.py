@@ -174,7 +174,8 @@ def _plain_copy(model: keras.Model, call: Callable | None = None, dtype: str | N
 
     copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
     for layer in model.layers:
-        copy.get_layer(layer.name).set_weights(merged_weights(layer))
+        if layer.weights:  # An input that nobody named has another name in the copy.
+            copy.get_layer(layer.name).set_weights(merged_weights(layer))
     return copy
 
 

@@ -1,8 +1,9 @@
 """What the quantisers need to know of real data: sample pictures, and the range of every tensor on them."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -80,7 +81,7 @@ def observe(
     float32: bytes,
     batches: Iterable[np.ndarray],
     ranges: str = "minmax",
-    see: Callable[[Mapping[str, np.ndarray]], None] | None = None,
+    see: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, Observed]:
     """Measures the range of every activation.
 
@@ -88,7 +89,7 @@ def observe(
         float32: Content of a float32 TensorFlow Lite file with one input.
         batches: Pictures as the file takes them, `(B, H, W, 3)`.
         ranges: A name in `RANGES`. The pixels keep their whole range.
-        see: What else is to see the tensors of every batch, by name.
+        see: What else is to see every tensor of every batch: its name and values.
 
     Returns:
         Tensor name to what was observed.
@@ -102,10 +103,9 @@ def observe(
     for batch in batches:
         classifier.set_input(batch)
         classifier.invoke()
-        tensors = {classifier.input_name: batch, **classifier.tensors()}
-        if see is not None:
-            see(tensors)
-        for name, values in tensors.items():
+        for name, values in chain([(classifier.input_name, batch)], classifier.tensors()):
+            if see is not None:
+                see(name, values)
             low, high = ends.get(name, (np.inf, -np.inf))
             ends[name] = min(low, values.min()), max(high, values.max())
             ranks[name] = values.ndim

@@ -1,6 +1,7 @@
 """Running a TensorFlow Lite classifier as a user's program does: pixels in, logits out."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,16 +138,15 @@ class Classifier:
         given = zip(self._given, self._outputs, strict=True)
         return [_real(values, output)[: len(pictures)] for values, output in given]
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Returns what every operator gave in the last run, by tensor name, as real numbers, in no certain order.
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields what every operator gave in the last run, tensor name and real numbers, in no certain order.
 
-        Integers that stand for no real number, such as indices, are left out.
+        Integers that stand for no real number, such as indices, are left out. One after another, they take little
+        memory, and little time: a fresh hundred megabytes for each picture cost as much as running the file.
         """
-        return {
-            detail["name"]: _real(self._interpreter.get_tensor(detail["index"]), detail)
-            for detail in self._results
-            if np.dtype(detail["dtype"]).kind == "f" or detail["quantization"][0]
-        }
+        for detail in self._results:
+            if np.dtype(detail["dtype"]).kind == "f" or detail["quantization"][0]:
+                yield detail["name"], _real(self._interpreter.get_tensor(detail["index"]), detail)
 
     def float_operators(self) -> dict[str, list[str]]:
         """Returns the operators that touch a float tensor: name to the Keras layers that they came from."""
@@ -213,6 +213,6 @@ def _quantised(values: np.ndarray, detail: dict) -> np.ndarray:
 
 def _real(values: np.ndarray, detail: dict) -> np.ndarray:
     if values.dtype.kind == "f":
-        return values.astype("float32")
+        return values.astype("float32", copy=False)
     scale, zero_point = detail["quantization"]
     return ((values.astype("float64") - zero_point) * scale).astype("float32")

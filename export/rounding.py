@@ -9,7 +9,7 @@ Reference:
     Algorithm" (arXiv:2507.18553): from the last column to the first, which needs no inverse.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,12 +107,12 @@ class Rounding:
         self._grams = {source: Gram(product.weights.shape[1]) for source, product in self._products.items()}
         self._rounded: dict[tuple, np.ndarray] = {}
 
-    def see(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Takes in what the tensors of the float32 file were on one batch of pictures."""
+    def see(self, name: str, values: np.ndarray) -> None:
+        """Takes in what a tensor of the float32 file was on one batch of pictures."""
         for source, product in self._products.items():
             gram = self._grams[source]
-            if product.inputs in tensors and not gram.full:
-                gram.add(product.rows(tensors[product.inputs]))
+            if product.inputs == name and not gram.full:
+                gram.add(product.rows(values))
 
     def __call__(self, float32: bytes, kind: Kind) -> bytearray:
         """Returns the content of the file with the weights that the kind quantises where their integers will be.

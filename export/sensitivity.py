@@ -87,8 +87,8 @@ def _own_errors(float32: bytes, quantised: bytes, pictures: np.ndarray) -> dict[
     for i in range(0, len(pictures), exact.batch_size):
         for classifier in (exact, coarse):
             classifier.logits(pictures[i : i + exact.batch_size])
-        found = coarse.tensors()
-        for name, values in exact.tensors().items():
+        found = dict(coarse.tensors())
+        for name, values in exact.tensors():
             if name in found:
                 layer = layer_of(name)
                 wrong[layer] = wrong.get(layer, 0) + float(np.square(found[name] - values).sum())

@@ -1,5 +1,7 @@
 """Channels that stand out in a rewritten model: LayerNorm's results and the product after them share their size."""
 
+from collections.abc import Mapping
+
 import keras
 import numpy as np
 from keras import ops
@@ -8,6 +10,9 @@ from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormali
 
 OUTLIER = 5.0
 """How many times as large as the median a channel is that stands out: without one, nothing is smoothed."""
+TOKENS = 2048
+"""Tokens that are looked at, of 4 to 32 pictures: in ViT-B/16, 32 pictures take longer than all else before the
+converter."""
 
 
 def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -30,7 +35,7 @@ def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[st
     sizes = {name: np.ones(len(kernel)) for name, kernel in kernels.items()}
     if pictures is not None and kernels:
         probe = keras.Model(lean.inputs, [ops.max(ops.abs(layers[name].output), axis=1) for name in kernels])
-        results = keras.tree.flatten(probe.predict(pictures[:32], batch_size=4, verbose=0))
+        results = keras.tree.flatten(probe.predict(pictures[: _enough(layers)], batch_size=4, verbose=0))
         sizes = {name: result.max(axis=0) for name, result in zip(kernels, results, strict=True)}
     factors = {}
     for name, kernel in kernels.items():
@@ -38,6 +43,12 @@ def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[st
         if max(result.max(), weight.max()) > OUTLIER:
             factors[name] = np.sqrt(np.maximum(weight, 1e-3) / np.maximum(result, 1e-3))
     return factors
+
+
+def _enough(layers: Mapping[str, keras.layers.Layer]) -> int:
+    """Returns how many pictures show which channels stand out: each has as many results as it has tokens."""
+    tokens = max(layer.output.shape[1] for layer in layers.values() if isinstance(layer, InferenceNormalization))
+    return max(4, min(32, TOKENS // tokens))
 
 
 def smoothed_channels(lean: keras.Model) -> dict[str, np.ndarray]:

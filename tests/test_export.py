@@ -160,7 +160,7 @@ def test_file_holds_the_class_names(files, kind):
 )
 def test_input_types(model, pictures, tmp_path, kind, dtype):
     classifier = Classifier(to_tflite(model, tmp_path / "m", kind, [pictures[:30]], input_dtype=dtype))
-    assert classifier._input["dtype"] == classifier._output["dtype"] == np.dtype(dtype)
+    assert classifier._input["dtype"] == classifier._outputs[0]["dtype"] == np.dtype(dtype)
     np.testing.assert_allclose(classifier.logits(pictures[:9]), model.predict(pictures[:9], verbose=0), atol=0.4)
 
 
@@ -313,7 +313,7 @@ def test_right_operands_of_attention_have_no_zero_point(files, kind, parts):
 def test_results_of_all_operators(files, pictures):
     plain, keeping = (Classifier(files["float32"], keep_tensors=keep) for keep in (False, True))
     np.testing.assert_array_equal(plain.logits(pictures[:3]), keeping.logits(pictures[:3]))
-    tensors = keeping.tensors()
+    tensors = dict(keeping.tensors())
     assert len(tensors) == plain.operators().total
     np.testing.assert_array_equal(tensors["StatefulPartitionedCall:0"], keeping.logits(pictures[2:3]))
     softmax = [values for name, values in tensors.items() if "Softmax" in name]
@@ -332,7 +332,7 @@ def test_integers_in_a_float_file_are_no_activations(tmp_path):
     classifier = Classifier(to_tflite(model, tmp_path / "a.tflite").read_bytes(), keep_tensors=True)
     classifier.logits(shown[:1])
     assert classifier.operators().names["CAST"] == 2
-    assert len(classifier.tensors()) == classifier.operators().total - 1
+    assert len(dict(classifier.tensors())) == classifier.operators().total - 1
     exact = model.predict(shown, verbose=0)
     for kind in ("static_int8", "dynamic_int8"):
         found = Classifier(to_tflite(model, tmp_path / kind, kind, [shown])).logits(shown)

@@ -182,7 +182,7 @@ def test_compiled_model(export, index, golden_pictures, kind):
     for picture, best in zip(golden_pictures, index["answers"][kind]["top"], strict=True):
         images.write(as_input(picture[None], details._input["dtype"], details._input["quantization"]))
         model.run_by_index(0, [images], [scores])
-        agree += int(scores.read(10, details._output["dtype"]).argmax()) == best[0][0]
+        agree += int(scores.read(10, details._outputs[0]["dtype"]).argmax()) == best[0][0]
     assert agree >= (50 if kind == "float32" else 49)
 
 

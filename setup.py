@@ -42,6 +42,7 @@ setup(
         "vit_keras.layers",
         "vit_keras.models",
         "vit_keras.heads",
+        "vit_keras.explain",
         "vit_keras.weights",
         "vit_keras.export",
         "vit_keras.pipelines",

@@ -6,7 +6,6 @@ Imports no TensorFlow before a command runs, so that `--help` answers at once.
 import logging
 import os
 import sys
-from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,7 +16,11 @@ import vit_keras
 from vit_keras.export.platforms import PLATFORMS
 from vit_keras.export.targets import TARGETS, chosen_targets
 
+from .command_parts import add_overwrite as _add_overwrite
+from .command_parts import asked as _asked
+from .command_parts import quiet_tensorflow as _quiet_tensorflow
 from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
+from .explain_command import add_explain, add_probe, explain, probe
 from .parsing import ConfigFile, Parser
 
 
@@ -74,26 +77,9 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _quiet_tensorflow() -> None:
-    """Imports TensorFlow without the lines that its libraries print about GPUs that are not there."""
-    stderr = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
 # Commands
 
 _TARGETS = f"{', '.join(TARGETS)} or all"
-
-
-def _asked(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names in the values of `--for` or `--bundle`: several flags, or names with commas between them."""
-    return tuple(name.strip() for value in given or () for name in value.split(","))
 
 
 def _add_run(parser: Parser) -> None:
@@ -105,11 +91,6 @@ def _add_run(parser: Parser) -> None:
     parser.add_class_arguments(RunConfig)
     parser.set_defaults({"export.kinds": ()})  # `ExportConfig` says which: others where targets are given.
     _add_overwrite(parser)
-
-
-def _add_overwrite(parser: Parser) -> None:
-    # No setting: `--print_config` leaves it out, so that `--config` takes what that prints.
-    parser.add_argument("--overwrite", default=SUPPRESS, action="store_true", help="Replace what is there already.")
 
 
 def _run_config(options: Any) -> RunConfig:
@@ -392,6 +373,8 @@ _COMMANDS: Commands = {
     "evaluate": (_evaluate, _add_evaluate, "Evaluate a run or one of its files on its test pictures."),
     "export": (_export, _add_export, "Export a run's model and prove the files."),
     "predict": (_predict, _add_predict, "Name what pictures show."),
+    "explain": (explain, add_explain, "Show what a model sees in pictures, or whether a file sees the same."),
+    "probe": (probe, add_probe, "Hold models against pictures that are changed more and more."),
     "list": (_list, _add_list, "List the presets, or the recipes."),
     "data": (_data, _add_data, "Look through pictures before they are used."),
     "devices": (_devices, _add_devices, "Predict where a file runs, operator by operator."),

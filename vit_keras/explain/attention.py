@@ -87,6 +87,18 @@ def attention_model(model: keras.Model) -> keras.Model:
     return keras.Model(tapped.inputs, [*tapped.scores, *pooled])
 
 
+def class_attention_model(model: keras.Model) -> keras.Model:
+    """Builds a model that gives the attention weights of what is read in the end, `(B, L, H, P + N)`.
+
+    Raises:
+        ValueError: the model is subclassed, or has no transformer block or no patch embedding.
+    """
+    row = TokenLayout.of(model).read_row()  # (1, 1, P + N)
+    tapped = tapped_model(model)
+    rows = [ops.squeeze(ops.matmul(row, weights), axis=2) for weights in tapped.scores]  # (B, H, P + N)
+    return keras.Model(tapped.inputs, ops.stack(rows, axis=1))
+
+
 def class_attention(model: keras.Model, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
     """Shows what is read in the end looks at, head by head and block by block.
 
@@ -106,9 +118,5 @@ def class_attention(model: keras.Model, images: np.ndarray, batch_size: int = 32
     Reference:
         Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (arXiv:2104.14294), figure 1.
     """
-    layout = TokenLayout.of(model)
-    tapped = tapped_model(model)
-    row = layout.read_row()  # (1, 1, N)
-    rows = [ops.squeeze(ops.matmul(row, weights), axis=2) for weights in tapped.scores]  # (B, H, N)
-    found = keras.Model(tapped.inputs, ops.stack(rows, axis=1)).predict(images, batch_size=batch_size, verbose=0)
-    return layout.on_grid(found)
+    found = class_attention_model(model).predict(images, batch_size=batch_size, verbose=0)
+    return TokenLayout.of(model).on_grid(found)

@@ -112,23 +112,38 @@ def gradient_rollout_maps(
         Transformers" (arXiv:2103.15679), equations 5 and 6: `A' = mean over heads of max(0, dA * A)`, `R = R + A' R`.
         With attention pooling the probe's own weights are the row to start with.
     """
-    layout = TokenLayout.of(model)
     images = np.asarray(images, "float32")
-    gradients, attention = AttentionGradients(model, batch_size), attention_model(model)
-    chosen = check_classes(model, images, classes, batch_size)
-    maps = []
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        scores = attention.predict_on_batch(images[part])
+    return GradientRollout(model, batch_size)(images, check_classes(model, images, classes, batch_size))
+
+
+class GradientRollout:
+    """What `gradient_rollout_maps` does, ready for pictures that come in parts.
+
+    Args:
+        model: As there.
+        batch_size: Pictures at a time.
+    """
+
+    def __init__(self, model: keras.Model, batch_size: int = 8) -> None:
+        self.layout = TokenLayout.of(model)
+        self.batch_size = batch_size
+        self._gradients, self._attention = AttentionGradients(model, batch_size), attention_model(model)
+
+    def __call__(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Returns the maps, `(n, height, width)`, of pictures, `(n, H, W, 3)`, and a class of each, `(n,)`."""
+        parts = (slice(i, i + self.batch_size) for i in range(0, len(images), self.batch_size))
+        maps = np.concatenate([self._batch(images[part], classes[part]) for part in parts])
+        return maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), 1e-30)
+
+    def _batch(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        scores = self._attention.predict_on_batch(images)
         scores = [np.asarray(s) for s in (scores if isinstance(scores, list) else [scores])]
-        probed = layout.pooling == "attention"
-        row = scores.pop().mean(axis=1) if probed else layout.read_row()  # (B, 1, N)
+        probed = self.layout.pooling == "attention"
+        row = scores.pop().mean(axis=1) if probed else self.layout.read_row()  # (B, 1, N)
         start_row = 0 if probed else row  # Under average pooling it says the same of every patch: it is taken off.
-        for weights, slopes in zip(scores[::-1], gradients(images[part], chosen[part])[::-1], strict=True):
+        for weights, slopes in zip(scores[::-1], self._gradients(images, classes)[::-1], strict=True):
             row = row + row @ np.maximum(weights * slopes, 0).mean(axis=1)
-        maps.append(layout.on_grid((row - start_row)[:, 0]))
-    found = np.concatenate(maps)
-    return found / np.maximum(found.sum(axis=(1, 2), keepdims=True), 1e-30)
+        return self.layout.on_grid((row - start_row)[:, 0])
 
 
 def check_classes(

@@ -45,7 +45,7 @@ def attention_statistics(model: keras.Model, images: np.ndarray, batch_size: int
     layout = TokenLayout.of(model)
     tapped = tapped_model(model)
     height, width = layout.grid
-    places = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2) * layout.patch_size
+    places = np.indices((height, width)).reshape(2, -1).T * layout.patch_size  # (N, 2)
     between = np.linalg.norm(places[:, None] - places[None], axis=-1).astype("float32")  # (N, N)
     distances, entropies = [], []
     for weights in tapped.scores:

@@ -28,22 +28,22 @@ def _impulse_noise(x: np.ndarray, strength: int, rng: np.random.Generator) -> np
     return np.where(hit, 255.0 * rng.integers(0, 2, x.shape), x)
 
 
-def _blur(x: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
+def _blur(x: np.ndarray, strength: int, _rng: np.random.Generator) -> np.ndarray:
     sigma = (1, 2, 3, 4, 6)[strength] * min(x.shape[1:3]) / _SIDE
     sigma = max(sigma, 0.5 * (1 + strength))  # Less would leave small pictures as they are.
     return gaussian_filter(x, (0, sigma, sigma, 0))
 
 
-def _contrast(x: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
+def _contrast(x: np.ndarray, strength: int, _rng: np.random.Generator) -> np.ndarray:
     mean = x.mean(axis=(1, 2), keepdims=True)
     return (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[strength] + mean
 
 
-def _brightness(x: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
+def _brightness(x: np.ndarray, strength: int, _rng: np.random.Generator) -> np.ndarray:
     return x + 255 * (0.1, 0.2, 0.3, 0.4, 0.5)[strength]
 
 
-def _pixelate(x: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
+def _pixelate(x: np.ndarray, strength: int, _rng: np.random.Generator) -> np.ndarray:
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[strength]
 
     def coarse(picture: Image.Image) -> Image.Image:
@@ -54,7 +54,7 @@ def _pixelate(x: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndar
     return _through(x, coarse)
 
 
-def _jpeg(x: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
+def _jpeg(x: np.ndarray, strength: int, _rng: np.random.Generator) -> np.ndarray:
     def coded(picture: Image.Image) -> Image.Image:
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=(25, 18, 15, 10, 7)[strength])

@@ -45,7 +45,8 @@ def test_the_attention_is_read_from_the_file_beside(finished_run, quantised, tmp
     assert compare_maps(finished_run, plain, pictures=4, out=tmp_path / "a").method == "rollout"
     quantised.rename(quantised.with_name("elsewhere.tflite"))
     try:
-        assert compare_maps(finished_run, plain, pictures=4, out=tmp_path / "b").method == "occlusion"
+        found = compare_maps(finished_run, plain, pictures=12, out=tmp_path / "b")
+        assert found.method == "occlusion" and found.mean > 0.9  # The same squares are covered.
     finally:
         quantised.with_name("elsewhere.tflite").rename(quantised)
 

@@ -118,7 +118,7 @@ def compare_maps(
     data = load_data(config.data, config.input.dir, config.input.split_seed, config.input.skip_bad)
     split = data.framed(config.input.framing).test
     split = split.take(stratified_sample(split.labels, pictures, seed=0))
-    pair = _Pair(Explainer(keras_side), Explainer(file_side), method)
+    pair = _Pair(Explainer(keras_side), Explainer(file_side, cells=keras_side.grid), method)
     for images, labels in batches(split, keras_side.image_size, 16).as_numpy_iterator():
         pair.add(images, labels)
         if progress:

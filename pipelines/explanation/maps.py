@@ -69,13 +69,15 @@ class Explainer:
     Args:
         subject: The classifier.
         batch_size: Pictures at a time; memory grows with it, not with their number.
+        cells: Height and width in squares that occlusion covers; the classifier's own patches if `None`.
     """
 
-    def __init__(self, subject: Subject, batch_size: int = 16) -> None:
+    def __init__(self, subject: Subject, batch_size: int = 16, cells: tuple[int, int] | None = None) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1. Received: batch_size={batch_size}")
         self.subject = subject
         self.batch_size = batch_size
+        self.cells = cells or subject.grid
         self._cams: ClassMaps | None = None
         self._functions: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {}
 
@@ -144,7 +146,7 @@ class Explainer:
     def _build(self, method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         subject = self.subject
         if method == "occlusion":
-            return lambda images, classes: occlusion_maps(subject.scores, images, classes, subject.grid)
+            return lambda images, classes: occlusion_maps(subject.scores, images, classes, self.cells)
         file, model, grid = subject.file, subject.model, subject.grid
         if file is not None and grid is not None:
             return lambda images, _: file_rollout(file.logits_and_attention(images)[1], grid)

@@ -42,15 +42,18 @@ setup(
         "vit_keras.layers",
         "vit_keras.models",
         "vit_keras.heads",
+        "vit_keras.explain",
         "vit_keras.weights",
         "vit_keras.export",
         "vit_keras.pipelines",
+        "vit_keras.pipelines.explanation",
     ],
     package_dir={"vit_keras": "vit_keras", "vit_keras.export": "export", "vit_keras.pipelines": "pipelines"},
     package_data={
         "vit_keras": ["py.typed"],
         "vit_keras.export": ["bundles/*/*", "standalone/*.py", "web/*", "web/vendor/*"],  # `make web` fetches vendor/.
         "vit_keras.pipelines": ["recipes/*.yaml", "spaces/*.yaml"],
+        "vit_keras.pipelines.explanation": ["*.json"],  # What the pointing test has measured.
     },
     install_requires=[
         "ai-edge-litert>=2.1",
@@ -74,6 +77,7 @@ setup(
         "tensorboard>=2.19",
         "tensorflow-datasets>=4.9.7",
         "tensorflow>=2.19",
+        "tf-keras-vis>=0.8.7",
     ],
     extras_require={
         "test": TEST,

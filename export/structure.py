@@ -1,11 +1,11 @@
 """The structure of a model: laid flat, and where its residual stream runs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from vit_keras.graph import inline, is_functional
 from vit_keras.layers import (
     AttentionPooling,
     LayerNormalization,
@@ -53,7 +53,7 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
     names: set[str] = set()
 
     def call(layer, *args, **kwargs):
-        if isinstance(layer, (keras.Sequential, keras.src.models.Functional)):
+        if is_functional(layer):
             return inline(layer, args[0] if args else kwargs["inputs"], call)
         if isinstance(layer, _TRAINING_ONLY):
             return args[0]
@@ -89,17 +89,6 @@ def _is_plain_norm(layer: keras.layers.Layer) -> bool:
 
 def _norm_of(layer: keras.layers.LayerNormalization, name: str) -> InferenceNormalization:
     return InferenceNormalization(layer.epsilon, name=name)
-
-
-def inline(model: keras.Model, inputs, call: Callable[..., Any]):
-    """Runs symbolic inputs through a model with `call` in place of each layer's call."""
-    if isinstance(model, keras.Sequential):
-        for layer in model.layers:
-            inputs = call(layer, inputs)
-        return inputs
-    inputs = keras.tree.pack_sequence_as(model.input, keras.tree.flatten(inputs))
-    # What `clone_model` itself calls; its result, a model, would cut a nested model off from the layers before it.
-    return model._run_through_graph(inputs, operation_fn=lambda layer: layer, call_fn=call)
 
 
 @dataclass(frozen=True)
@@ -219,8 +208,7 @@ def check_attention(model: keras.Model) -> None:
     Raises:
         ValueError: it is no chain of a patch embedding, our transformer blocks and a LayerNorm.
     """
-    functional = isinstance(model, (keras.Sequential, keras.src.models.Functional))
-    if not functional or Stream.of(flatten(model)) is None:
+    if not is_functional(model) or Stream.of(flatten(model)) is None:
         raise ValueError(
             "with_attention needs a model of one PatchEmbedding, TransformerBlocks one after another, and a LayerNorm "
             f"behind them. Received: model={model.name!r}"

@@ -6,7 +6,6 @@ Imports no TensorFlow before a command runs, so that `--help` answers at once.
 import logging
 import os
 import sys
-from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,10 +16,11 @@ import vit_keras
 from vit_keras.export.platforms import PLATFORMS
 from vit_keras.export.targets import TARGETS, chosen_targets
 
+from .cli_explain import add_explain, add_probe, explain, probe
+from .cli_parts import add_overwrite, asked, quiet_tensorflow
 from .cli_tune import add_tune, tune
 from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
 from .parsing import ConfigFile, Parser
-from .quiet import quiet_tensorflow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,11 +81,6 @@ def _sentence(error: BaseException) -> str:
 _TARGETS = f"{', '.join(TARGETS)} or all"
 
 
-def _asked(given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names in the values of `--for` or `--bundle`: several flags, or names with commas between them."""
-    return tuple(name.strip() for value in given or () for name in value.split(","))
-
-
 def _add_run(parser: Parser) -> None:
     parser.add_argument(
         "--config",
@@ -94,12 +89,7 @@ def _add_run(parser: Parser) -> None:
     )
     parser.add_class_arguments(RunConfig)
     parser.set_defaults({"export.kinds": ()})  # `ExportConfig` says which: others where targets are given.
-    _add_overwrite(parser)
-
-
-def _add_overwrite(parser: Parser) -> None:
-    # No setting: `--print_config` leaves it out, so that `--config` takes what that prints.
-    parser.add_argument("--overwrite", default=SUPPRESS, action="store_true", help="Replace what is there already.")
+    add_overwrite(parser)
 
 
 def _run_config(options: Any) -> RunConfig:
@@ -184,7 +174,7 @@ def _add_export(parser: Parser) -> None:
         "--out", type=str, help="Of a .keras file: the folder to write; one named as the file if not given."
     )
     parser.add_class_arguments(InputConfig, "input", skip={"image_size", "balance"})
-    _add_overwrite(parser)
+    add_overwrite(parser)
 
 
 def _export(options: Any) -> None:
@@ -192,7 +182,7 @@ def _export(options: Any) -> None:
     path, data, out = (values.pop(name) for name in ("path", "data", "out"))
     overwrite = values.pop("overwrite", False)
     given = InputConfig(**values.pop("input"))
-    targets, bundles = (_asked(values.pop(flag)) for flag in ("for", "bundle"))
+    targets, bundles = (asked(values.pop(flag)) for flag in ("for", "bundle"))
     config = ExportConfig(targets=targets, bundles=bundles, **values)
     of_model = path.endswith(".keras")
     if bool(data) != of_model or (not of_model and (out or given != InputConfig())):
@@ -259,10 +249,10 @@ def _devices(options: Any) -> int:
 
     from . import display
 
-    asked = _asked(options["for"])
-    checks = check_devices(options.path, asked or ("all",))
+    targets = asked(options["for"])
+    checks = check_devices(options.path, targets or ("all",))
     display.devices(checks, options.path)
-    return int(bool(asked) and not all(check.fits for check in checks))
+    return int(bool(targets) and not all(check.fits for check in checks))
 
 
 def _add_benchmark(parser: Parser) -> None:
@@ -306,7 +296,7 @@ def _add_web(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=str, help="Build the page in this folder, and serve nothing.")
     parser.add_argument("--port", type=int, default=8000, help="Port on this machine; 0 takes any free one.")
-    _add_overwrite(parser)
+    add_overwrite(parser)
 
 
 def _web(options: Any) -> None:
@@ -358,7 +348,7 @@ def _add_data_show(parser: Parser) -> None:
     parser.add_argument("--columns", type=int, default=8, help="Columns of pictures.")
     parser.add_class_arguments(InputConfig, "input")
     parser.add_class_arguments(AugmentConfig, "augment")
-    _add_overwrite(parser)
+    add_overwrite(parser)
 
 
 def _data_show(options: Any) -> None:
@@ -383,6 +373,8 @@ _COMMANDS: Commands = {
     "evaluate": (_evaluate, _add_evaluate, "Evaluate a run or one of its files on its test pictures."),
     "export": (_export, _add_export, "Export a run's model and prove the files."),
     "predict": (_predict, _add_predict, "Name what pictures show."),
+    "explain": (explain, add_explain, "Show what a model sees in pictures, or whether a file sees the same."),
+    "probe": (probe, add_probe, "Hold models against pictures that are changed more and more."),
     "list": (_list, _add_list, "List the presets, or the recipes."),
     "data": (_data, _add_data, "Look through pictures before they are used."),
     "devices": (_devices, _add_devices, "Predict where a file runs, operator by operator."),

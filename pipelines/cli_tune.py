@@ -1,12 +1,11 @@
 """The command `vit-keras tune`: its flags, and the call of `tuning.search`. Imports no TensorFlow before it runs."""
 
 import dataclasses
-from argparse import SUPPRESS
 from typing import Any
 
+from .cli_parts import add_overwrite, quiet_tensorflow
 from .config import RunConfig
 from .parsing import ConfigFile, Parser
-from .quiet import quiet_tensorflow
 from .tune_config import TUNERS, TuneConfig
 
 _FLAGS: dict[str, tuple[Any, str]] = {
@@ -42,7 +41,7 @@ def add_tune(parser: Parser) -> None:
     )
     parser.add_class_arguments(RunConfig)
     parser.set_defaults({"export.kinds": ()})
-    parser.add_argument("--overwrite", default=SUPPRESS, action="store_true", help="Replace what is there already.")
+    add_overwrite(parser)
 
 
 def tune(options: Any) -> None:

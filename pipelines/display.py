@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from .checking import DataCheck, FoundPicture
     from .evaluation import Evaluation
+    from .explanation.comparing import Comparison
+    from .explanation.explaining import Explanation
+    from .explanation.probing import Probing
     from .prediction import Prediction
 
 
@@ -115,6 +118,41 @@ def predictions(results: Sequence["Prediction"]) -> None:
     """Prints a line per picture: class, probability, file."""
     for result in results:
         print(f"{result.label}\t{result.probability:.4f}\t{result.picture}")
+
+
+def explained(result: "Explanation | Comparison") -> None:
+    """Prints what was explained, or compared, and where the page is."""
+    from .explanation.comparing import Comparison
+
+    if isinstance(result, Comparison):
+        print(
+            f"{result.method}: rank correlation {result.mean:.4f} on average, {result.least:.4f} at least, on "
+            f"{len(result.pictures):,} test pictures; the same class for {result.agreement:.1%}"
+        )
+    else:
+        for picture in result.pictures:
+            print(f"{picture.label}\t{picture.probability:.4f}\t{picture.picture}")
+            for method, reason in picture.refused.items():
+                print(f"{method}: {reason}")
+    print(f"Page: {result.page}")
+
+
+def probed(result: "Probing") -> None:
+    """Prints accuracies along every probe, and where the page is."""
+    from .explanation.probing import curve_rows
+
+    for name in dict.fromkeys(curve.probe for curve in result.curves):
+        _print_table(None, curve_rows([curve for curve in result.curves if curve.probe == name]))
+    for name, spectrum in result.fourier.items():
+        first, last = spectrum.amplitudes[0, -1], spectrum.amplitudes[-1, -1]
+        print(f"fourier: {name}: log amplitude of the highest frequency {first:.2f} first, {last:.2f} last")
+    for name, values in result.hessian.items():
+        print(
+            f"hessian: {name}: largest eigenvalue {sum(values) / len(values):.3g} on average, {max(values):.3g} at most"
+        )
+    for name, found in result.embeddings.items():
+        print(f"embedding: {name}: the nearest other picture is of the same class for {found[0].neighbours:.1%}")
+    print(f"Page: {result.page}")
 
 
 def presets(pattern: str) -> None:

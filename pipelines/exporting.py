@@ -32,7 +32,7 @@ from vit_keras.export.bundle import MODEL_FILE
 from vit_keras.export.files import remove
 from vit_keras.export.framing import Framing
 from vit_keras.export.platforms import bundled_kind
-from vit_keras.export.structure import check_attention, flatten
+from vit_keras.export.structure import check_attention
 
 from .config import ExportConfig
 from .datasets import ImageData, Split, stratified_sample
@@ -201,7 +201,7 @@ def prove_attention(
     if not kinds:
         return []
     images = images[stratified_sample(labels, ATTENTION_PICTURES, seed=0)]
-    expected = rollout_maps(flatten(model), images)
+    expected = rollout_maps(model, images)
     pairs = {kind: (folder.tflite_file(kind), folder.attention_file(kind)) for kind in kinds}
     latencies = measure_latency(
         {file.name: file for pair in pairs.values() for file in pair}, images[0], config.threads

@@ -42,27 +42,35 @@ def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction
         ValueError: a file that is no model, or no whole picture.
     """
     path = Path(path)
+    check_pictures(pictures)
+    if path.suffix == ".tflite":
+        try_file(path)
+        classifier = Classifier(path)
+        logits = classifier.logits(read_pictures(pictures, classifier.image_size, framing_of(path)))
+        labels = labels_of(path, classifier.num_classes)
+    else:
+        folder = RunFolder(path)
+        model = vit_keras.load_model(folder.require_model())
+        framing = folder.load_config().input.framing
+        logits = model.predict(read_pictures(pictures, model.input_shape[1:3], framing), verbose=0)
+        labels = read_labels(folder.labels_file, logits.shape[1])
+    chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    return [Prediction(str(p), labels[c.argmax()], float(c.max())) for p, c in zip(pictures, chances, strict=True)]
+
+
+def check_pictures(pictures: Sequence[str | Path]) -> None:
+    """Refuses files that are not there (`FileNotFoundError`) or are no whole pictures (`ValueError`)."""
     for picture in pictures:
         if not Path(picture).is_file():
             raise FileNotFoundError(f"No picture at {picture}.")
         fault = picture_fault(picture)
         if fault:
             raise ValueError(f"{picture} cannot be used as a picture: {fault}.")
-    if path.suffix == ".tflite":
-        try_file(path)
-        classifier = Classifier(path)
-        logits = classifier.logits(_read(pictures, classifier.image_size, framing_of(path)))
-        labels = labels_of(path, classifier.num_classes)
-    else:
-        folder = RunFolder(path)
-        model = vit_keras.load_model(folder.require_model())
-        framing = folder.load_config().input.framing
-        logits = model.predict(_read(pictures, model.input_shape[1:3], framing), verbose=0)
-        labels = read_labels(folder.labels_file, logits.shape[1])
-    chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-    return [Prediction(str(p), labels[c.argmax()], float(c.max())) for p, c in zip(pictures, chances, strict=True)]
 
 
-def _read(pictures: Sequence[str | Path], image_size: tuple[int, int], framing: Framing | None) -> np.ndarray:
+def read_pictures(
+    pictures: Sequence[str | Path], image_size: tuple[int, int], framing: Framing | None = None
+) -> np.ndarray:
+    """Reads picture files as a model of an `image_size` is fed them, float32 `(n, H, W, 3)`."""
     pixels = [decode_picture(tf.io.read_file(str(picture)), image_size, framing) for picture in pictures]
     return np.stack(pixels).astype("float32")

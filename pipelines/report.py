@@ -139,7 +139,7 @@ def write_html(
     rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in facts)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(data["name"])}: {html.escape(model["name"])}</title><style>{_STYLE}</style></head><body><main>
+<title>{html.escape(data["name"])}: {html.escape(model["name"])}</title><style>{STYLE}</style></head><body><main>
 <h1>{html.escape(model["name"])} on {html.escape(data["name"])}</h1>
 <table class="facts">{rows}</table>
 <h2>The proof</h2>
@@ -151,11 +151,11 @@ one of Agresti and Min for points lost. Operators count as float where they touc
 DEQUANTIZE too. Max error: of a logit. Parts: of the graph that the CPU delegate (XNNPACK) takes. Times are per picture
 on the machine that made this report; compare them with each other, not with other machines.</p>
 {_attention(report["attention"])}{_sensitivity(sensitivity)}<h2>Training</h2>
-{_image(history, "Loss and accuracy per epoch")}
-<h2>Confusion on the test pictures</h2>{_image(confusion, "Confusion matrix")}
+{image_tag(history, "Loss and accuracy per epoch")}
+<h2>Confusion on the test pictures</h2>{image_tag(confusion, "Confusion matrix")}
 <h2>What the model looks at</h2>
 <p>Test pictures, the prediction with its probability, and the attention rollout over the patches: bright patches went
-into the decision most. Wrong predictions come first.</p>{_image(pictures, "Test pictures with attention maps")}
+into the decision most. Wrong predictions come first.</p>{image_tag(pictures, "Test pictures with attention maps")}
 <h2>Configuration</h2><pre>{html.escape(config_yaml)}</pre>
 </main></body></html>
 """
@@ -185,7 +185,7 @@ def _attention(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     return f"""<h2>Attention as a second output</h2>
-<div class="wide">{_table([attention_cells(row) for row in rows])}</div>
+<div class="wide">{html_table([attention_cells(row) for row in rows])}</div>
 <p class="note">Rank correlation: Spearman's, of the attention rollout from the file and from the Keras model over the
 patches of a picture; the mean over {rows[0]["pictures"]:,} test pictures. Without: the same kind of file without that
 output, measured in turn with it.</p>
@@ -198,7 +198,7 @@ def _sensitivity(figure: Figure | None) -> str:
     return f"""<h2>What quantising does to each layer</h2>
 <p>Gray: error of a layer's results in the quantised file, its own and what it was given. Blue: error of the logits when
 this layer is the only one quantised. Both as root mean square over that of the float32 values.</p>
-{_image(figure, "Relative errors per layer")}
+{image_tag(figure, "Relative errors per layer")}
 """
 
 
@@ -231,16 +231,18 @@ def proof_cells(artefact: dict[str, Any], image_size: Sequence[int]) -> dict[str
 
 def _proof_table(report: dict[str, Any]) -> str:
     rows = [proof_cells(artefact, report["model"]["image_size"]) for artefact in report["artefacts"]]
-    return _table(rows) if rows else "<p>No file was exported.</p>"
+    return html_table(rows) if rows else "<p>No file was exported.</p>"
 
 
-def _table(rows: Sequence[dict[str, str]]) -> str:
+def html_table(rows: Sequence[dict[str, str]]) -> str:
+    """Returns rows, column name to text, as a table of HTML."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _image(figure: Figure, text: str) -> str:
+def image_tag(figure: Figure, text: str) -> str:
+    """Returns a figure, and a text for those who cannot see it, as a picture inside the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -253,7 +255,7 @@ def write_figure(figure: Figure, path: str | Path | None) -> None:
             figure.savefig(temporary, format="png", dpi=130)
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --line: #cbd5e1; --soft: #f1f5f9; --ink: #0f172a; --paper: #fff; --faint: #475569; }
 @media (prefers-color-scheme: dark) {
   :root { --line: #334155; --soft: #1e293b; --ink: #e2e8f0; --paper: #0f172a; --faint: #94a3b8; }

@@ -16,8 +16,8 @@ from vit_keras.pipelines.cli import build_parser, main
 from vit_keras.pipelines.config import FitConfig, InputConfig, RunConfig
 
 COMMANDS = (
-    *("run", "train", "tune", "evaluate", "export", "predict", "list", "data"),
-    *("devices", "benchmark", "verify", "web"),
+    *("run", "train", "tune", "evaluate", "export", "predict", "explain", "probe"),
+    *("list", "data", "devices", "benchmark", "verify", "web"),
 )
 
 
@@ -134,6 +134,9 @@ def refused(capsys, *arguments):
         (["predict"], ["path"]),
         (["predict", "x"], ["pictures"]),
         (["web"], ["path"]),
+        (["explain"], ["path"]),
+        (["explain", "x", "p.png", "--metod", "rollout"], ["'--metod'", "Did you mean '--method'?"]),
+        (["probe"], ["paths"]),
         (["web", "x", "--kin", "float32"], ["'--kin'", "Did you mean '--kind'?"]),
         (["web", "x", "--kind", "float3"], ["'float3'", "Did you mean 'float32'?", "full_int8"]),
         (["web", "x", "--overwrite"], ["--overwrite", "--out"]),

@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, and is committed without outputs."""
 
+import ast
 import os
 import re
 import shlex
@@ -74,6 +75,8 @@ def test_notebook_runs(path, tmp_path):
     assert list(tmp_path.iterdir()) == []
     if path.stem == "01_quickstart":
         check_quickstart(notebook)
+    if path.stem == "02_what_vit_sees":
+        check_what_vit_sees(notebook)
 
 
 def check_quickstart(notebook: nbformat.NotebookNode) -> None:
@@ -86,3 +89,20 @@ def check_quickstart(notebook: nbformat.NotebookNode) -> None:
     assert float(rows["float32"][heading.index("agreement")]) == 1.0
     assert float(rows["static_int8"][heading.index("agreement")]) > 0.9
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+
+
+def check_what_vit_sees(notebook: nbformat.NotebookNode) -> None:
+    """Checks what the text concludes: every sentence with a number behind it."""
+    text = printed(notebook)
+    assert float(re.search(r"test accuracy ([\d.]+)", text)[1]) > 0.8
+    near, far = map(
+        float, re.search(r"positions of neighbours ([\d.]+), of opposite corners (-?[\d.]+)", text).groups()
+    )
+    assert near > far
+    before, after = map(float, re.search(r"same digit: ([\d.]+)% before training, ([\d.]+)% after", text).groups())
+    assert after > before + 10
+    curves = ast.literal_eval(re.search(r"\{'drop_random'.*\}", text)[0])
+    assert curves["drop_salient"][3] < curves["drop_random"][3] < curves["drop_non_salient"][3]
+    assert curves["shuffle"][1] < curves["shuffle"][0] - 0.2
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 8

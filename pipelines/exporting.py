@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from scipy.stats import spearmanr
 
 from vit_keras.explain import rollout_maps
 from vit_keras.export import (
@@ -35,6 +34,7 @@ from vit_keras.export.platforms import bundled_kind
 from vit_keras.export.structure import check_attention
 
 from .config import ExportConfig
+from .correlation import rank_correlations
 from .datasets import ImageData, Split, stratified_sample
 from .evaluation import Evaluation
 from .preprocessing import batches
@@ -215,7 +215,7 @@ def prove_attention(
                 "kind": kind,
                 "file": str(file.relative_to(folder.path).as_posix()),
                 "pictures": len(images),
-                "rollout_correlation": mean_rank_correlation(maps, expected),
+                "rollout_correlation": float(rank_correlations(maps, expected).mean()),
                 "max_abs_logit_difference": float(np.abs(logits - Classifier(plain).logits(images)).max()),
                 "bytes": file.stat().st_size,
                 "bytes_without": plain.stat().st_size,
@@ -224,9 +224,3 @@ def prove_attention(
             }
         )
     return rows
-
-
-def mean_rank_correlation(maps: np.ndarray, others: np.ndarray) -> float:
-    """Returns Spearman's rank correlation of maps, `(n, h, w)`, averaged over the pictures; 0 counts for a flat map."""
-    pairs = zip(maps.reshape(len(maps), -1), others.reshape(len(others), -1), strict=True)
-    return float(np.mean([spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0 for a, b in pairs]))

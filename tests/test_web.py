@@ -27,7 +27,7 @@ from vit_keras.export import Classifier, Framing, build_page, page, page_server,
 from vit_keras.export.attention import read_grids, rollout
 from vit_keras.export.saved_model import decode_picture
 from vit_keras.pipelines.cli import main
-from vit_keras.pipelines.exporting import mean_rank_correlation
+from vit_keras.pipelines.correlation import rank_correlations
 from vit_keras.pipelines.webpage import serve_page, web_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -648,7 +648,7 @@ def test_attention_lies_over_the_picture(chromium, finished_run, digits, tmp_pat
         maps = np.array(maps).reshape(expected.shape)
         if kind == "float32":
             np.testing.assert_allclose(maps, expected, atol=1e-5)
-        assert mean_rank_correlation(maps, expected) > 0.98
+        assert rank_correlations(maps, expected).mean() > 0.98
         wide = np.pad(digits[0].repeat(32, 0).repeat(32, 1), ((0, 0), (128, 128), (0, 0)))
         upload(tab, "wide.png", encoded(wide))
         tab.wait_for_selector("#attention:not([hidden])")

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from vit_keras.export.files import refuse_existing, replacing
 
+from ..correlation import rank_correlations
 from ..datasets import load_data, stratified_sample
 from ..preprocessing import batches
 from ..report import write_figure
@@ -152,7 +152,7 @@ class _Pair:
             if one is None or other is None:
                 self.refused += 1
             else:
-                likeness = float(spearmanr(one.ravel(), on_grid(other[None], one.shape)[0].ravel()).statistic)
+                likeness = float(rank_correlations(one[None], on_grid(other[None], one.shape))[0])
             one_class, other_class = (names[int(guess[i])] for guess in guesses)
             picture = ComparedPicture(len(self.compared), names[label], one_class, other_class, likeness)
             self.compared.append(picture)

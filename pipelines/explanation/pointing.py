@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 
 from vit_keras import create_model
 
+from ..correlation import rank_correlations
 from .maps import Explainer, on_grid
 from .subject import of_model
 
@@ -208,9 +209,7 @@ def pointing_test(
 
 def _likeness(maps: np.ndarray, others: Sequence[np.ndarray | None]) -> float:
     """Returns the mean rank correlation of maps with others; a refused one is like nothing."""
-    total = 0.0
-    for one, other in zip(maps, others, strict=True):
-        if other is not None:
-            a, b = (rankdata(m) - (m.size + 1) / 2 for m in (one, on_grid(other[None], GRID)[0]))
-            total += float((a * b).sum() / np.sqrt(max((a * a).sum() * (b * b).sum(), 1e-30)))
-    return total / len(maps)
+    pairs = [
+        (one[None], on_grid(other[None], GRID)) for one, other in zip(maps, others, strict=True) if other is not None
+    ]
+    return float(sum(rank_correlations(*pair)[0] for pair in pairs)) / len(maps)

@@ -440,8 +440,8 @@ def test_the_page_agrees_with_the_interpreter(chromium, finished_run, kind, reco
     scores = np.array([result["scores"] for result in results])
     first = np.array([best[0][0] for best in index["answers"][kind]["top"]])
     agreement = (scores.argmax(1) == first).mean()
-    record_property("agreement", agreement)
-    record_property("largest difference", np.abs(scores - expected).max())
+    record_property("agreement", float(agreement))
+    record_property("largest difference", float(np.abs(scores - expected).max()))
     assert len(scores) == PICTURES and len(set(expected.argmax(1))) > 5
     assert agreement >= AGREEMENT[kind]
     assert np.median(np.abs(scores - expected)) < 0.05 * np.abs(expected).max()

@@ -24,7 +24,7 @@ import numpy as np
 import vit_keras
 from vit_keras.export import KINDS, REWRITES, Classifier, FileOptions, Rule, rewrite
 from vit_keras.export.calibrate import observe, sample
-from vit_keras.export.conversion import Graph, convert
+from vit_keras.export.conversion import Converter, Graph
 from vit_keras.export.quantize import PRODUCTS, Kind
 from vit_keras.export.rounding import Rounding
 from vit_keras.export.sensitivity import relative_error
@@ -141,7 +141,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as job:
                 lean = rewrite(model, variant.rewrites, calibration)
                 _save(lean, None, Path(job, "graph"), FileOptions())
-                files[variant.rewrites] = convert(Path(job, "graph", "saved_model")), bool(smoothed_channels(lean))
+                content = Converter().convert(Path(job, "graph", "saved_model"))
+                files[variant.rewrites] = content, bool(smoothed_channels(lean))
         float32, outliers = files[variant.rewrites]
         kind = variant.kind.for_outliers() if outliers and "in int16" not in variant.title else variant.kind
         rounding = Rounding(float32) if variant.rounding == "compensated" else None

@@ -1,9 +1,10 @@
 """The child process that makes files of a SavedModel: what goes wrong in it leaves the program alone.
 
-`python -m vit_keras.export.conversion JOB` reads the folder that `tflite.py` filled: `job.json`, `validation.npz`, and
-for each signature, that is for each picture size, a folder with `saved_model/` (a static batch) and `calibration.npy`.
-TensorFlow's converter makes one float32 graph per signature; all kinds are made of it, and the signatures of a kind put
-into one file. Each file appears under its name when it is whole, and what was found out about it in `results.json`.
+`python -m vit_keras.export.conversion` reads a line with the folder that `tflite.py` has filled; it is started before
+that, and gets TensorFlow imported meanwhile. In the folder are `job.json`, `validation.npz`, and for each signature,
+that is for each picture size, a folder with `saved_model/` (a static batch) and `calibration.npy`. TensorFlow's
+converter makes one float32 graph per signature; all kinds are made of it, and the signatures of a kind put into one
+file. Each file appears under its name when it is whole, and what was found out about it in `results.json`.
 """
 
 import dataclasses
@@ -33,13 +34,36 @@ _TINY = 2.0**-20
 """A weight that stands for none: far below any that matters, and its scale is still a number in half precision."""
 
 
-def main(job: Path) -> None:
-    """Converts every kind of a job, in the order of the job's file."""
+class Converter:
+    """TensorFlow's converter, in a process of its own, whose memory is free afterwards. It starts at once."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "vit_keras.export.converter"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+    def convert(self, saved_model: Path) -> bytes:
+        """Converts one SavedModel, and ends; returns the content of the file."""
+        file = saved_model.with_suffix(".tflite")
+        self._process.communicate(f"{saved_model}\n{file}\n")
+        if code := self._process.returncode:
+            sys.exit(f"TensorFlow's converter ended with code {code}")
+        content = file.read_bytes()
+        file.unlink()
+        return content
+
+
+def main(job: Path, converter: Converter) -> None:
+    """Converts every kind of a job, in the order of the job's file.
+
+    Args:
+        job: The folder.
+        converter: For the first signature.
+    """
     description = json.loads((job / "job.json").read_text())
     graphs: dict[str, Graph] = {}
     for signature in description["signatures"]:
         rounding = next(iter(graphs.values())).rounding if graphs else None
-        graphs[signature] = Graph.of(job / signature, description, rounding)
+        graphs[signature] = Graph.of(job / signature, description, rounding, Converter() if graphs else converter)
     own = next(iter(graphs.values()))  # The model's own size: budgets and errors are measured on it.
     results, remarks = {}, []
     for name, target in description["targets"].items():
@@ -89,15 +113,16 @@ class Graph:
     rounding: Rounding | None
 
     @classmethod
-    def of(cls, folder: Path, description: dict[str, Any], rounding: Rounding | None) -> "Graph":
+    def of(cls, folder: Path, description: dict[str, Any], rounding: Rounding | None, converter: Converter) -> "Graph":
         """Converts a signature's SavedModel.
 
         Args:
             folder: Where the signature's files lie.
             description: The job's.
             rounding: That of another signature: all have the same weights.
+            converter: What converts it.
         """
-        float32 = convert(folder / "saved_model")
+        float32 = converter.convert(folder / "saved_model")
         if description["grids"]:
             float32 = with_scores_first(float32)
         kinds = [KINDS[name] for name in (*description["targets"], *description["sensitivity"])]
@@ -145,17 +170,6 @@ def _within_budget(graph: Graph, kind: Kind, validation, max_drop: float) -> tup
 
     found = relax(most_sensitive_first, drop_of, max_drop)
     return kind.relaxed(found.layers), found
-
-
-def convert(saved_model: Path) -> bytes:
-    """Converts a SavedModel with TensorFlow's converter, in a process of its own, whose memory is free afterwards."""
-    file = saved_model.with_suffix(".tflite")
-    command = [sys.executable, "-m", "vit_keras.export.converter", str(saved_model), str(file)]
-    if code := subprocess.run(command, check=False).returncode:
-        sys.exit(f"TensorFlow's converter ended with code {code}")
-    content = file.read_bytes()
-    file.unlink()
-    return content
 
 
 def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding: Rounding | None = None) -> bytes:
@@ -237,4 +251,6 @@ def _batches(pictures: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    waiting = Converter()
+    if folder := sys.stdin.readline().rstrip("\n"):  # Nothing comes from a caller that has failed.
+        main(Path(folder), waiting)

@@ -1,7 +1,7 @@
 """The process in which TensorFlow's converter runs: it leaks memory and may die.
 
-`python -m vit_keras.export.converter SAVED_MODEL FILE` converts a SavedModel with one signature to a float32 file of
-builtin operators only.
+`python -m vit_keras.export.converter` reads two lines, the folder of a SavedModel with one signature and a file to
+write, and converts it to float32 with builtin operators only. Until they come, it imports TensorFlow.
 """
 
 import gc
@@ -25,5 +25,17 @@ def convert(saved_model: str) -> bytes:
     return with_batch_axis(converter.convert())
 
 
+def main() -> None:
+    """Converts what standard input asks for; nothing if whoever started it has given up."""
+    # TensorFlow imports both where they are installed, with all that they import; without them it is there in half the
+    # time, and the converter asks for neither.
+    sys.modules["jax"] = sys.modules["keras"] = None  # type: ignore[assignment]
+    import tensorflow  # noqa: F401
+
+    saved_model, file = (sys.stdin.readline().rstrip("\n") for _ in range(2))
+    if file:
+        Path(file).write_bytes(convert(saved_model))
+
+
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_bytes(convert(sys.argv[1]))
+    main()

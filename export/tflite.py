@@ -213,7 +213,7 @@ def _convert(
     if calibrated and calibration is None:
         raise ValueError(f"calibration must be given for {', '.join(calibrated)}. Received: calibration=None")
     _refuse_lambdas(model)
-    with tempfile.TemporaryDirectory(prefix="vit_keras_") as job:
+    with tempfile.TemporaryDirectory(prefix="vit_keras_") as job, _start_child() as child:
         pictures = None
         if (calibrated or rounded) and calibration is not None:
             pictures = sample(calibration, model.input_shape[1:3])
@@ -251,7 +251,7 @@ def _convert(
         Path(job, "job.json").write_text(json.dumps(description))
         del lean
         gc.collect()  # A Keras model refers to itself: the rewritten one, as large as the first, would stay.
-        _run_child(job)
+        _run(child, job)
         results = json.loads(Path(job, "results.json").read_text())
     for remark in results["remarks"]:
         logger.warning(remark)
@@ -299,12 +299,19 @@ def _resized(pictures: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     return sample([resized.clip(0, 255)], image_size)
 
 
-def _run_child(job: str) -> None:
+def _start_child() -> subprocess.Popen[str]:
+    """Starts the process that converts: it imports TensorFlow while this one rewrites and saves the model."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "vit_keras.export.conversion", job]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    logger.debug("%s", result.stderr)
-    if result.returncode:
-        if os.strerror(errno.ENOSPC) in result.stderr:
+    command = [sys.executable, "-m", "vit_keras.export.conversion"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+
+def _run(child: subprocess.Popen[str], job: str) -> None:
+    """Lets the child convert what is in the folder of a job."""
+    _, printed = child.communicate(f"{job}\n")
+    logger.debug("%s", printed)
+    if child.returncode:
+        if os.strerror(errno.ENOSPC) in printed:
             raise disk_full(next(iter(json.loads(Path(job, "job.json").read_text())["targets"].values())))
-        raise RuntimeError(f"Conversion ended with code {result.returncode}:\n{result.stderr[-2000:]}")
+        raise RuntimeError(f"Conversion ended with code {child.returncode}:\n{printed[-2000:]}")

@@ -14,6 +14,7 @@ import vit_keras
 from vit_keras import create_model, weights
 from vit_keras.layers import TransformerBlock
 from vit_keras.models import deit, vit
+from vit_keras.weights.resample import resample_filter
 from vit_keras.weights.tensors import open_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -166,11 +167,6 @@ MISFITS = {
         "timm_vit.safetensors",
         [r"of a wrong shape", r"cls_token \(1, 1, 8\), vit_tiny_patch16_224 needs \(1, 1, 16\)"],
     ),
-    "another patch": (
-        {"patch_size": 6, "image_size": 18},
-        "timm_vit.safetensors",
-        [r"patch_embed\.proj\.weight \(8, 3, 4, 4\), vit_tiny_patch16_224 needs \(8, 3, 6, 6\)"],
-    ),
     "other heads in Flax": (
         {"num_heads": 4},
         "google_vit.npz",
@@ -238,6 +234,37 @@ def test_our_own_files(name, suffix, tmp_path):
     assert report.resampled == (None if name == "vit_micro_patch4_32" else "3x3 to 4x6")
     with pytest.raises(ValueError, match=r"block_2/|transformer_block_2/"):
         weights.load(small(name, num_layers=3), file)
+
+
+@pytest.mark.parametrize("size", [2, 6, 8])
+def test_patches_of_another_size(size, tmp_path):
+    """Larger ones see in an enlarged picture what the file's see in the picture; smaller ones come near it."""
+    model = small(pooling="average")
+    randomise_zeros(model)
+    model.save(tmp_path / "model.keras")
+    weights.save_timm(model, tmp_path / "model.safetensors")
+    rng = np.random.default_rng(0)
+    pictures = rng.normal(size=(2, 3, 4, 3, 4, 3)) + 3 * rng.normal(size=(2, 3, 1, 3, 1, 3))
+    enlarge = resample_filter(4, size)  # Every patch by itself.
+    enlarged = np.einsum("Hh,Ww,nrhcwd->nrHcWd", enlarge, enlarge, pictures).reshape(2, 3 * size, 3 * size, 3)
+    expected = model(pictures.reshape(2, 12, 12, 3))
+    for file in ("model.keras", "model.safetensors"):
+        other = small(pooling="average", image_size=3 * size, patch_size=size)
+        report = weights.load(other, tmp_path / file)
+        assert (report.patches, report.resampled) == (f"4x4 to {size}x{size}", None)
+        assert report.parameters == other.count_params()
+        assert distance(other(enlarged), expected) < (1e-5 if size > 4 else 0.5)
+
+
+def test_patches_may_not_be_of_any_size(tmp_path):
+    """A file from elsewhere shall not ask for matrices that fill the memory."""
+    for size in (64, 72):
+        model = small(image_size=size, patch_size=size, num_layers=1)
+        weights.save_timm(model, tmp_path / f"{size}.safetensors")
+    other = small(image_size=4, num_layers=1)
+    assert weights.load(other, tmp_path / "64.safetensors").patches == "64x64 to 4x4"
+    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight \(8, 3, 72, 72\), .* needs \(8, 3, 4, 4\)"):
+        weights.load(other, tmp_path / "72.safetensors")
 
 
 def test_grids_that_are_not_square(tmp_path):

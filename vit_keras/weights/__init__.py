@@ -1,8 +1,8 @@
 """Published checkpoints in, ours out: every tensor accounted for, nothing unpickled."""
 
 from .load import LoadReport, load
-from .resample import resample_grid, resize
+from .resample import resample_grid, resample_patches, resize
 from .save import save_timm
 from .source import fetch
 
-__all__ = ["LoadReport", "fetch", "load", "resample_grid", "resize", "save_timm"]
+__all__ = ["LoadReport", "fetch", "load", "resample_grid", "resample_patches", "resize", "save_timm"]

@@ -12,6 +12,7 @@ import numpy as np
 
 HEADS = ("head", "head_distillation")
 POSITION = "position_embedding/position"
+PATCHES = "patch_embedding/projection/kernel"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..layers import TransformerBlock
 from ..layers.dense import LORA_WEIGHTS
-from .formats import FORMATS, HEADS, POSITION, Format, KerasFormat, Source
-from .resample import fit_positions
+from .formats import FORMATS, HEADS, PATCHES, POSITION, Format, KerasFormat, Source
+from .resample import fit_positions, resample_patches
 from .source import fetch
 from .tensors import Tensor, TensorFile, open_tensors
 
@@ -26,6 +26,8 @@ SHOWN = 12
 """Tensors of a kind that an error message lists."""
 MAX_PATCHES = 2**16
 """Largest grid of position embeddings that is interpolated: 256 by 256 patches."""
+MAX_PATCH_SIZE = 64
+"""Largest patch whose projection is resampled."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,23 @@ class LoadReport:
         format: Naming of the file: timm, Hugging Face, Google's ViT, big_vision or Keras.
         head: `"kept"`, or why not: `"dropped: 1000 classes in the file, 10 in the model"`, ...
         resampled: `"14x14 to 24x24"` if position embeddings were interpolated, else `None`.
+        patches: `"16x16 to 8x8"` if the patch projection was fitted to patches of another size, else `None`.
         parameters: Number of parameters that were set.
     """
 
     format: str
     head: str
     resampled: str | None
+    patches: str | None
     parameters: int
 
 
 def load(model: keras.Model, path: str | Path, grid_size: tuple[int, int] | None = None) -> LoadReport:
     """Loads a checkpoint into a model: Google's, timm's, Hugging Face's or ours.
 
-    The naming is recognised by content. Position embeddings are interpolated to the model's grid. The head is kept
-    if it has the model's number of classes and dropped otherwise. The model is changed only if all fits.
+    The naming is recognised by content. Position embeddings are interpolated to the model's grid, and the patch
+    projection is fitted to the model's patches. The head is kept if it has the model's number of classes and dropped
+    otherwise. The model is changed only if all fits.
 
     Args:
         model: A functional model of our layers, as `create_model` returns.
@@ -83,7 +88,9 @@ def _load(model: keras.Model, file: TensorFile, grid_size: tuple[int, int] | Non
         else:
             problems["missing in the file"].append(f"{weight.path} {tuple(weight.shape)} (this naming has none)")
     head, ignored = _settle_head(sources, naming, tensors)
-    resampled = None
+    resampled = patches = None
+    if PATCHES in sources:
+        sources[PATCHES], patches = _settle_patches(model, naming, tensors, sources[PATCHES], num_heads)
     if POSITION in sources:
         try:
             sources[POSITION], resampled = _settle_positions(model, file, naming, tensors, sources[POSITION], grid_size)
@@ -109,8 +116,9 @@ def _load(model: keras.Model, file: TensorFile, grid_size: tuple[int, int] | Non
     for weight in model.weights:
         if weight.path in values:
             weight.assign(values[weight.path])
-    report = LoadReport(naming.title, head, resampled, sum(value.size for value in values.values()))
+    report = LoadReport(naming.title, head, resampled, patches, sum(value.size for value in values.values()))
     moved = f", positions interpolated from {resampled}" if resampled else ""
+    moved += f", patches resampled from {patches}" if patches else ""
     logger.info("%s: %s naming, %d parameters, head %s%s", file.path, report.format, report.parameters, head, moved)
     return report
 
@@ -151,6 +159,29 @@ def _settle_head(
         return "dropped: the model has none", ignored
     in_file, in_model = (" and ".join(map(str, sorted(classes))) for classes in (their_classes, ours_classes))
     return f"dropped: {in_file or 'unknown'} classes in the file, {in_model} in the model", ignored
+
+
+def _settle_patches(
+    model: keras.Model,
+    naming: Format | KerasFormat,
+    tensors: Mapping[str, Tensor],
+    source: Source,
+    num_heads: int,
+) -> tuple[Source, str | None]:
+    """Returns the source of the patch projection, resampled where patches differ, and a word on that."""
+    tensor = tensors.get(source.names[0])
+    size, _, *rest = next(weight.shape for weight in model.weights if weight.path == PATCHES)
+    if tensor is None or len(tensor.shape) != 4:
+        return source, None  # The error that lists all tensors will say so.
+    for theirs in {tensor.shape[0], tensor.shape[3]} - {size}:
+        found = naming.source(PATCHES, (theirs, theirs, *rest), num_heads)
+        if found and found.shapes == (tensor.shape,) and theirs <= MAX_PATCH_SIZE:
+
+            def assemble(arrays: list[np.ndarray], found: Source = found) -> np.ndarray:
+                return resample_patches(found.assemble(arrays), size)
+
+            return Source(source.names, (tensor.shape,), assemble), f"{theirs}x{theirs} to {size}x{size}"
+    return source, None
 
 
 class _NoGridError(Exception):

@@ -1,4 +1,4 @@
-"""Other picture sizes: position embeddings on another grid."""
+"""Other sizes of pictures and patches: position embeddings on another grid, patch projections of other patches."""
 
 import keras
 import numpy as np
@@ -38,6 +38,27 @@ def resample_filter(old: int, new: int) -> np.ndarray:
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+def resample_patches(kernel: np.ndarray, patch_size: int) -> np.ndarray:
+    """Fits a patch projection to patches of another size.
+
+    Args:
+        kernel: `(p, p, C, D)`.
+        patch_size: The size P that is wanted.
+
+    Returns:
+        float32 `(P, P, C, D)`. Where P > p, it gives for an enlarged patch exactly what `kernel` gives for the patch;
+        else it comes nearest to that.
+
+    Reference:
+        Beyer et al., "FlexiViT: One Model for All Patch Sizes" (arXiv:2212.08013), section 3.4, PI-resize: the
+        pseudoinverse of the transposed resizing, here bicubic and antialiased.
+    """
+    if len(kernel) == patch_size:
+        return np.asarray(kernel, "float32")
+    back = np.linalg.pinv(resample_filter(len(kernel), patch_size).T)  # (P, p)
+    return np.einsum("Hh,Ww,hwcd->HWcd", back, back, np.asarray(kernel, "float64")).astype("float32")
 
 
 def fit_positions(

@@ -1,12 +1,14 @@
 """What a search for hyperparameters finds and costs: the figures of docs/tuning.md.
 
     python benchmarks/tuning.py search --data digits --minutes 8
-    python benchmarks/tuning.py search --data fashion_mnist --dir path/to/tfds --minutes 20 --epochs 6
+    python benchmarks/tuning.py search --data fashion_mnist --dir path/to/tfds --minutes 20 --epochs 3 \
+        --batch-size 128 --backend torch --precision mixed_bfloat16 --only-device-aware
     python benchmarks/tuning.py memory --trials 50
 
 `search` trains the default preset, then searches for the same time twice: for a model that takes at most half the
-latency of the preset's exported file, and without looking at the device. Every model that the first one trained is
-exported and measured again. `memory` samples the search's own resident memory over many short trials.
+latency of the preset's exported file, and without looking at the device. Then every model that the first one trained is
+exported, and all are measured in turn with the preset's, so that a machine that slows down slows them all. `memory`
+samples the search's own resident memory over many short trials.
 """
 
 import argparse
@@ -14,57 +16,78 @@ import dataclasses
 import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 from workers import memory_mb, table
 
 from vit_keras.pipelines.config import FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.tune_config import TuneConfig
 
 KIND = "static_int8"
+TRAIN = """
+import json, sys
+from vit_keras.pipelines.config import RunConfig
+from vit_keras.pipelines.running import train_folder
+train_folder(RunConfig.from_dict(json.loads(sys.argv[1])))
+"""
 
 
-def exported(run: Path, scratch: Path) -> dict[str, float]:
-    """Exports a run's model, and returns what the file takes and how many test pictures it names right."""
-    import vit_keras
-    from vit_keras.export import Classifier, to_tflite
-    from vit_keras.pipelines.datasets import load_data, stratified_sample
-    from vit_keras.pipelines.exporting import pixels
-    from vit_keras.pipelines.measuring import measure_file
-    from vit_keras.pipelines.run_folder import RunFolder
+@dataclass(frozen=True)
+class Exported:
+    """A run's exported file, its accuracy on the test pictures, and that of the Keras model on the validation ones."""
 
-    folder = RunFolder(run)
-    config = folder.load_config()
-    model = vit_keras.load_model(folder.require_model())
-    data = load_data(config.data, config.input.dir).framed(config.input.framing)
-    size = model.input_shape[1:3]
-    sample = data.train.take(stratified_sample(data.train.labels, 200, seed=0))
-    file = to_tflite(model, scratch / "model.tflite", KIND, [pixels(sample, size)], True, labels=data.classes)
-    right = Classifier(file).logits(pixels(data.test, size)).argmax(-1) == data.test.labels
-    found = measure_file(file)
-    rows = folder.read_metrics()
-    val_accuracy = min(rows, key=lambda row: row["val_loss"])["val_accuracy"]
-    return {"val": val_accuracy, "test": float(right.mean()), **dataclasses.asdict(found)}
+    file: Path
+    validation: float
+    test: float
+
+    @classmethod
+    def of(cls, run: Path, out: Path) -> "Exported":
+        import vit_keras
+        from vit_keras.export import Classifier, to_tflite
+        from vit_keras.pipelines.datasets import load_data, stratified_sample
+        from vit_keras.pipelines.exporting import pixels
+        from vit_keras.pipelines.run_folder import RunFolder
+
+        folder = RunFolder(run)
+        config = folder.load_config()
+        model = vit_keras.load_model(folder.require_model())
+        data = load_data(config.data, config.input.dir).framed(config.input.framing)
+        size = model.input_shape[1:3]
+        sample = data.train.take(stratified_sample(data.train.labels, 200, seed=0))
+        file = to_tflite(model, out, KIND, [pixels(sample, size)], True, labels=data.classes)
+        right = Classifier(file).logits(pixels(data.test, size)).argmax(-1) == data.test.labels
+        best = min(folder.read_metrics(), key=lambda row: row["val_loss"])
+        return cls(file, best["val_accuracy"], float(right.mean()))
 
 
 def compare(options: argparse.Namespace) -> None:
     """Prints the default preset beside the best of a search that knows the device and of one that does not."""
-    from vit_keras.pipelines.running import train_folder
+    from vit_keras.export import measure_latency
+    from vit_keras.pipelines.measuring import measure_file
     from vit_keras.pipelines.tuning import search
 
     out = Path(options.out or tempfile.mkdtemp())
-    base = RunConfig(data=options.data, input=InputConfig(dir=options.dir), fit=FitConfig(epochs=options.epochs))
+    fit = FitConfig(epochs=options.epochs, batch_size=options.batch_size, precision=options.precision)
+    base = RunConfig(data=options.data, input=InputConfig(dir=options.dir), fit=fit)
+    keras.backend.backend()  # This process has its backend, TensorFlow's, which exports; those that train get another.
+    os.environ["KERAS_BACKEND"] = options.backend
     start = time.monotonic()
-    default = train_folder(dataclasses.replace(base, out=str(out / "default"))).path
-    rows = {"default preset": (exported(default, out), "1", f"{(time.monotonic() - start) / 60:.1f}")}
-    limit = rows["default preset"][0]["latency"] / 2
+    run = dataclasses.replace(base, out=str(out / "default"))
+    subprocess.run([sys.executable, "-c", TRAIN, json.dumps(run.to_dict())], check=True)
+    found = {"default preset": Exported.of(out / "default", out / "default.tflite")}
+    notes = {"default preset": ("1", f"{(time.monotonic() - start) / 60:.1f}")}
+    limit = min(measure_file(found["default preset"].file).latency for _ in range(5)) / 2
     print(f"Half the default's latency: {limit:.4f} ms", flush=True)
-    for name, latency in (("device-aware", limit), ("plain", None)):
+    chosen = []
+    for name, latency in (("device-aware", limit), ("plain", None))[: 1 if options.only_device_aware else 2]:
         tune = TuneConfig(
             space=options.space,
             tuner=options.tuner,
@@ -75,28 +98,40 @@ def compare(options: argparse.Namespace) -> None:
             seed=options.seed,
         )
         result = search(dataclasses.replace(base, out=str(out / name)), tune, on_progress=None)
-        trained = [r for r in result.records if r.status == "trained"]
         if result.best is None:
             sys.exit(f"{name}: no trial was trained in {options.minutes:g} minutes; give it more.")
-        rejected = sum(r.status == "rejected" for r in result.records)
-        work = result.seconds["measuring"] + result.seconds["training"]
-        minutes = f"{result.seconds['total'] / 60:.1f}"
-        rows[name] = (exported(out / name / "trials" / result.best.id, out), f"{len(trained)} + {rejected}", minutes)
-        print(f"{name}: besides training and measuring {1 - work / result.seconds['total']:.1%}", flush=True)
+        trained = [record for record in result.records if record.status == "trained"]
+        rejected = sum(record.status == "rejected" for record in result.records)
+        spent = result.seconds
+        print(
+            f"{name}: {spent['measuring']:.0f} s measuring, {spent['training']:.0f} s training, besides "
+            f"{1 - (spent['measuring'] + spent['training']) / spent['total']:.1%} of {spent['total']:.0f} s",
+            flush=True,
+        )
+        trials = out / name / "trials"
+        wanted = trained if latency else [result.best]
+        runs = {record.id: Exported.of(trials / record.id, out / f"{name}.{record.id}.tflite") for record in wanted}
+        found[name] = runs[result.best.id]
+        notes[name] = (f"{len(trained)} + {rejected}", f"{spent['total'] / 60:.1f}")
         if latency:
-            again = [exported(out / name / "trials" / r.id, out) for r in trained]
-            within = sum(r.measurement.latency <= limit for r in trained)
-            anew = sum(found["latency"] <= limit for found in again)
-            changes = [found["bytes"] / r.measurement.bytes - 1 for found, r in zip(again, trained, strict=True)]
-            ratios = [found["latency"] / r.measurement.latency for found, r in zip(again, trained, strict=True)]
-            print(f"within the limit: {within} of {len(trained)} as measured before training, {anew} when the trained")
-            print(f"  model is exported; bytes differ by at most {max(map(abs, changes)):.2%}, times by a factor of")
-            print(f"  {min(ratios):.2f} to {max(ratios):.2f}", flush=True)
-    lines = [
-        (name, f"{f['val']:.2%}", f"{f['test']:.2%}", f"{f['latency']:.4f}", f"{f['bytes']:,}", trials, minutes)
-        for name, (f, trials, minutes) in rows.items()
-    ]
-    print(table(("model", "validation", "test, static_int8", "ms", "bytes", "trained + rejected", "minutes"), *lines))
+            within = sum(record.measurement.latency <= limit for record in trained)
+            same = sum(runs[record.id].file.stat().st_size == record.measurement.bytes for record in trained)
+            print(f"within the limit as measured before training: {within} of {len(trained)}; {same} have those bytes")
+            chosen = [one.file for one in runs.values()]
+    files = {str(file): file for file in [*(one.file for one in found.values()), *chosen]}
+    times = {name: latency.p50 for name, latency in measure_latency(files, rounds=40).items()}
+    default = times[str(found["default preset"].file)]
+    ratios = sorted(times[str(file)] / default for file in chosen)
+    anew = sum(times[str(file)] <= limit for file in chosen)
+    print(f"measured in turn: {anew} of {len(chosen)} within the limit; of the preset's time ", end="")
+    print(", ".join(f"{ratio:.2f}" for ratio in ratios))
+    lines = []
+    for name, one in found.items():
+        ms = times[str(one.file)]
+        cells = f"{one.validation:.2%}", f"{one.test:.2%}", f"{ms:.4f}", f"{ms / default:.2f}"
+        lines.append((name, *cells, f"{one.file.stat().st_size:,}", *notes[name]))
+    heads = ("model", "validation", f"test, {KIND}", "ms", "of the preset's", "bytes", "trained + rejected", "minutes")
+    print(table(heads, *lines))
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -126,6 +161,10 @@ def main() -> None:
     parser.add_argument("--tuner", default="random")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--epochs", type=int, help="Of every training; as `vit-keras run` has it if not given.")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--backend", default="tensorflow", help="Of Keras, for all trainings.")
+    parser.add_argument("--precision", default="float32", help="Of all trainings.")
+    parser.add_argument("--only-device-aware", action="store_true", help="Leaves out the plain search.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--out", help="Folder to keep everything in.")

@@ -20,13 +20,18 @@ _TAIL = 2000
 
 
 class Child:
-    """A process that obeys jobs, as `vit_keras.pipelines.trial` does."""
+    """A process that obeys jobs, as `vit_keras.pipelines.trial` does.
 
-    def __init__(self) -> None:
+    Args:
+        backend: Keras's backend there; this process's own if `None`.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
         self._log = tempfile.TemporaryFile(mode="w+b")  # noqa: SIM115
         # It must find the same package, and the modules of a user's function.
         paths = [str(Path(vit_keras.__file__).parents[1]), *(path or str(Path.cwd()) for path in sys.path)]
         variables = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        variables |= {"KERAS_BACKEND": backend} if backend else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vit_keras.pipelines.trial"],
             env={**os.environ, **variables},
@@ -59,6 +64,14 @@ class Child:
             return self._said.get(timeout=seconds)
         except queue.Empty:
             return {}
+
+    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Gives it a job, and returns its answer; of a child that died, one with the status `"failed"`."""
+        self.send(job)
+        while (said := self.said(TICK_SECONDS)) is not None:
+            if "answer" in said:
+                return said["answer"]
+        return {"status": "failed", "message": self.ending()}
 
     def ending(self) -> str:
         """Says how a child ended that should not have."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .children import Child
 from .config import RunConfig
 
 Say = Callable[[dict[str, Any]], None]
@@ -97,8 +98,7 @@ def _discover(job: dict[str, Any], _: Say) -> dict[str, Any]:
 
 
 def _measure_only(job: dict[str, Any], _: Say) -> dict[str, Any]:
-    found = _measured(job)
-    return {"status": "done", **found}
+    return {**_measured(job), "status": "done"}
 
 
 def _trial(job: dict[str, Any], say: Say) -> dict[str, Any]:
@@ -106,6 +106,7 @@ def _trial(job: dict[str, Any], say: Say) -> dict[str, Any]:
     found = _measured(job)
     if found["over"]:
         return {**found, "status": "rejected", "message": found["over"]}
+    _close_exporter()
     say({"stage": "training", **found})
     return {**found, **_train(job), "ends": True}
 
@@ -138,6 +139,10 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
     Raises:
         _RejectedError: a shape that cannot be built or exported, or is not in the measurement file.
     """
+    import keras
+
+    if keras.backend.backend() != "tensorflow" and job["measuring"]["rows"] is None:
+        return _measured_elsewhere(job)
     from .measuring import cached, look_up, measure_model, shape_key
     from .resolving import resolve
 
@@ -170,6 +175,30 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
         found = looked_up
     seconds, over = time.monotonic() - start, found.excess(options["limits"])
     return {"measurement": dataclasses.asdict(found), "over": over, "measuring": seconds, "hp": _space_of(hp)}
+
+
+def _measured_elsewhere(job: dict[str, Any]) -> dict[str, Any]:
+    """Has a shape measured by a child on TensorFlow's backend, which is the one that exports."""
+    start = time.monotonic()
+    answer = _exporter().answer({**job, "task": "measure"})
+    if answer["status"] == "rejected":
+        raise _RejectedError(answer["message"])
+    if answer["status"] != "done":
+        _close_exporter()
+        raise RuntimeError(answer["message"])
+    return {**answer, "measuring": time.monotonic() - start}
+
+
+@functools.cache
+def _exporter() -> Child:
+    return Child("tensorflow")
+
+
+def _close_exporter() -> None:
+    """Ends the child that exports, if there is one, so that its memory is the training's."""
+    if _exporter.cache_info().currsize:
+        _exporter().stop()
+        _exporter.cache_clear()
 
 
 def _check_model(model: Any, num_classes: int) -> None:

@@ -248,6 +248,27 @@ def test_a_killed_search_goes_on_in_the_epoch_where_it_was(tmp_path, files):
     assert SearchFolder(folder).trial("0000").read_metrics()[0]["loss"] == 123.0
 
 
+@pytest.mark.slow
+def test_trials_train_on_another_backend_and_shapes_are_measured_on_tensorflow_s(tmp_path):
+    """The default settings first, then a limit between the two shapes: one is rejected, one trained."""
+    pytest.importorskip("jax")
+    environment = {**os.environ, "PYTHONPATH": str(Path(vit_keras.__file__).parents[1]), "KERAS_BACKEND": "jax"}
+    (tmp_path / "space.yaml").write_text("override.hidden_dim: {choice: [24, 96]}\n")
+    words = ["tune", "--space", "space.yaml", "--tuner", "grid", "--trials", "2", "--seeds", "1", "--kind", "float32"]
+    words += ["--fit.epochs=2", "--fit.batch_size=128", "--max-bytes", "40k", "--out", "search"]
+    words += ["--override", '{"num_heads": 2, "mlp_dim": 24, "num_layers": 1}']
+    command = [sys.executable, "-m", "vit_keras.pipelines.cli", *words]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    folder = SearchFolder(tmp_path / "search")
+    small, large = folder.records()
+    assert (small.status, large.status) == ("trained", "rejected") and large.message.startswith("bytes ")
+    assert small.measurement.latency > 0 and 10_000 < small.measurement.bytes < 40_000
+    trained = json.loads((folder.trial(small.id).path / "environment.json").read_text())
+    assert trained["backend"] == "jax"
+    assert len(json.loads(folder.summary_file.read_text())["seeds"]["test_accuracy"]) == 1
+
+
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

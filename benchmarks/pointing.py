@@ -2,8 +2,8 @@
 
     python benchmarks/pointing.py --seeds 3 --out pipelines/explanation/pointing.json --table pointing.md
 
-Trains for each seed a small ViT on pictures with a planted cue, and counts how often each method's highest cell is the
-cue. `--pooling token average` does so for both kinds of pooling.
+Trains for each seed and each kind of pooling a small ViT on pictures with a planted cue, and counts how often each
+method's highest cell is the cue.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from vit_keras.export.verification import wilson_interval
 from vit_keras.pipelines.explanation.methods import METHODS
 from vit_keras.pipelines.explanation.pointing import CHANCE, planted_model, pointing_test
 
+POOLINGS = ["token", "average", "attention"]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=32, help="For each model.")
-    parser.add_argument("--pooling", nargs="+", default=["token"], choices=["token", "average", "attention"])
+    parser.add_argument("--pooling", nargs="+", default=POOLINGS, choices=POOLINGS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
@@ -50,17 +52,15 @@ def main() -> None:
 
 
 def summary(found: dict, seeds: int) -> dict:
-    """Returns what each method did on all models together."""
-    rows = {}
-    for method in METHODS:
-        results = [row for pooling in found for row in found[pooling][method]]
-        rows[method] = {
-            "hits": sum(row.hits for row in results),
-            "pictures": sum(row.pictures for row in results),
-            "chance": CHANCE,
-            "seeds": seeds * len(found),
+    """Returns what each method did, for each kind of pooling."""
+    return {
+        pooling: {
+            method: {"hits": sum(r.hits for r in rows), "pictures": sum(r.pictures for r in rows), "seeds": seeds}
+            for method, rows in of.items()
+            if method in METHODS
         }
-    return rows
+        for pooling, of in found.items()
+    }
 
 
 def table(found: dict) -> str:

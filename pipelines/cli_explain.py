@@ -70,8 +70,8 @@ def add_probe(parser: Parser) -> None:
         "--probe",
         action="append",
         type=str,
-        help="drop, shuffle, translation, corruptions, a part of these, fourier, hessian or embedding, several with "
-        "commas; all that change pictures if not given.",
+        help="drop, shuffle, translation, corruptions, a part of these, fourier, hessian, embedding or similarity, "
+        "several with commas; all that change pictures if not given.",
     )
     parser.add_argument("--data", type=str, help="The test pictures, as for run; the first run's own if not given.")
     parser.add_argument("--count", type=int, default=200, help="Number of test pictures.")

@@ -152,6 +152,10 @@ def probed(result: "Probing") -> None:
         )
     for name, found in result.embeddings.items():
         print(f"embedding: {name}: the nearest other picture is of the same class for {found[0].neighbours:.1%}")
+    for pair in result.similarities:
+        nearest = [pair.other_layers[row.argmax()] for row in pair.cka]
+        best = ", ".join(f"{one} {other}" for one, other in zip(pair.layers, nearest, strict=True))
+        print(f"similarity: {pair.subject} and {pair.other}: most alike are {best}")
     print(f"Page: {result.page}")
 
 

@@ -254,19 +254,29 @@ def test_on_grid_sums_parts():
 
 
 def test_the_table_is_whole():
-    assert set(table.evidence()) == set(METHODS)
-    for found in table.evidence().values():
-        assert found.seeds >= 3 and found.pictures >= 50 and 0 <= found.hits <= found.pictures
-        assert found.chance == 1 / 64
+    poolings = ("token", "average", "attention")
+    for name in METHODS:
+        rows = [table.evidence(name, pooling) for pooling in poolings]
+        for found in rows:
+            assert found.seeds >= 3 and found.pictures >= 50 and 0 <= found.hits <= found.pictures
+            assert found.chance == 1 / 64
+        assert table.evidence(name).hits == sum(found.hits for found in rows)
+        assert table.evidence(name).pictures == sum(found.pictures for found in rows)
 
 
 def test_a_method_that_does_not_beat_chance_says_so(explainer, wide, monkeypatch, caplog):
-    known = {name: Evidence(60, 64, 1 / 64, 3) for name in METHODS}
-    monkeypatch.setattr(table, "evidence", lambda: {**known, "occlusion": Evidence(2, 64, 1 / 64, 3)})
+    good, bad = Evidence(60, 64, 1 / 64, 3), Evidence(2, 64, 1 / 64, 3)
+    monkeypatch.setattr(
+        table, "evidence", lambda name, pooling: bad if (name, pooling) == ("occlusion", "token") else good
+    )
     assert explainer.maps("rollout", wide).warning is None
+    assert table.warning_of("occlusion", "average") is None
     assert not caplog.messages
     found = explainer.maps("occlusion", wide)
-    assert "occlusion does not beat chance: in the pointing test it hit the planted cue in 2 of 64" in found.warning
+    assert (
+        "occlusion does not beat chance: in the pointing test it hit the planted cue in 2 of 64 pictures of models "
+        "with token pooling"
+    ) in found.warning
     assert caplog.messages == [found.warning]
 
 
@@ -308,14 +318,16 @@ def test_the_command_writes_a_page_and_pictures(finished_run, odd_pictures, tmp_
     printed = capsys.readouterr().out
     assert f"Page: {out / 'explain.html'}" in printed and len(printed.splitlines()) >= 4
     assert sorted(file.name for file in out.iterdir()) == [
+        "0001.gray.heads.png",
         "0001.gray.png",
+        "0002.alpha.heads.png",
         "0002.alpha.png",
+        "0003.rgb.heads.png",
         "0003.rgb.png",
         "explain.html",
-        "heads.png",
     ]
     page = (out / "explain.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
     assert "http://" not in page and "https://" not in page and page.rstrip().endswith("</html>")
     assert Image.open(out / "0001.gray.png").size[0] > 400
     assert main(command) == 2  # It is there already.

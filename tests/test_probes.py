@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from vit_keras import create_model
 from vit_keras.export import to_tflite
 from vit_keras.pipelines.cli import main
 from vit_keras.pipelines.explanation.corruptions import CORRUPTIONS, corrupt
@@ -244,6 +245,30 @@ def test_spectra_and_embeddings_of_a_run(finished_run, tmp_path):
     assert pca.points.shape == tsne.points.shape == (32, 2) and pca.neighbours > 0.4
     names = {"probe.html", "fourier.png", "hessian.png", "embedding.png"}
     assert {path.name for path in (tmp_path / "o").iterdir()} == names
+
+
+def test_layers_of_two_models_are_compared(model, pictures, tmp_path, capsys):
+    """Each two, once: a model with itself has ones on the diagonal, with one of other weights it has not."""
+    files = []
+    for number in range(3):
+        keras.utils.set_random_seed(number)
+        file = tmp_path / f"{number}.keras"
+        create_model("vit_micro_patch2_8", 10, num_layers=1 + number).save(file)
+        files.append(file)
+    found = probe(files, ["similarity"], "digits", 32, tmp_path / "o")
+    assert [(pair.subject, pair.other) for pair in found.similarities] == [
+        (str(files[a]), str(files[b])) for a, b in ((0, 1), (0, 2), (1, 2))
+    ]
+    assert [pair.cka.shape for pair in found.similarities] == [(2, 3), (2, 4), (3, 4)]
+    assert found.similarities[0].layers == ("patch_embedding", "block_0")
+    names = {path.name for path in (tmp_path / "o").iterdir()}
+    assert names == {"probe.html", "similarity.png", "similarity.1.png", "similarity.2.png"}
+    words = ["probe", str(files[0]), "--data", "digits", "--probe", "similarity", "--out", str(tmp_path / "p")]
+    assert main(words) == 0
+    assert "most alike are patch_embedding patch_embedding, block_0 block_0" in capsys.readouterr().out
+    (own,) = probe(files[:1], ["similarity"], "digits", 32, tmp_path / "q").similarities
+    np.testing.assert_allclose(np.diag(own.cka), 1, atol=1e-5)
+    assert found.similarities[2].cka.max() < 0.999
 
 
 def test_pooled_features_are_what_the_head_reads(model, pictures):

@@ -52,7 +52,7 @@ def processes():
         process.wait()
 
 
-def wait_for(found, seconds=120):
+def wait_for(found, seconds=300):
     deadline = time.monotonic() + seconds
     while not (answer := found()):
         assert time.monotonic() < deadline, "it took too long"

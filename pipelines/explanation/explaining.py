@@ -1,6 +1,6 @@
 """From pictures to a folder of explanations: a PNG for each, and one page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from vit_keras.explain import (
     class_attention,
     convolution_filters,
     feature_maps,
+    feature_names,
     layer_similarity,
     position_similarity,
     principal_components,
@@ -134,16 +135,18 @@ def _write(
     """Writes everything into a temporary folder, batch by batch."""
     explainer = Explainer(subject, _AT_A_TIME)
     methods = [name for name in chosen if name in METHODS]
-    warnings = tuple(text for name in methods if (text := warning_of(name)))
+    warnings = tuple(text for name in methods if (text := warning_of(name, subject.pooling)))
+    kinds = [FIGURES[name] for name in chosen if name in FIGURES]
     done: list[Explained] = []
     with Page(temporary / PAGE, f"What {subject.name} sees") as page:
-        page.methods(methods, warnings)
+        page.methods(methods, warnings, subject.pooling)
         for start in range(0, len(pictures), _AT_A_TIME):
             part = pictures[start : start + _AT_A_TIME]
             images = subject.read(part)
             logits = subject.scores(images)
             classes = logits.argmax(axis=1) if index is None else np.full(len(part), index)
             found = [explainer.maps(name, images, classes) for name in methods]
+            inside = {kind: picture_figures(kind.name, explainer, images) for kind in kinds if kind.per_picture}
             for i, picture in enumerate(part):
                 row = _explained(subject, str(picture), logits[i], int(classes[i]), found, i)
                 done.append(row)
@@ -154,18 +157,23 @@ def _write(
                 page.picture(f"{Path(picture).name}: {row.label} ({row.probability:.0%})", file)
                 for method, reason in row.refused.items():
                     page.note(f"{method}: {reason}")
+                for kind, drawn in inside.items():
+                    file = temporary / f"{len(done):04d}.{Path(picture).stem}.{kind.name}.png"
+                    write_figure(next(drawn), file)
+                    page.picture(f"{kind.name}: {kind.shows} ({kind.source}).", file)
             if progress:
                 progress(len(done), len(pictures))
         sample = subject.read(pictures[:_FEW])
-        for name in (name for name in chosen if name in FIGURES):
+        for kind in (kind for kind in kinds if not kind.per_picture):
+            page.heading(kind.name)
             try:
-                figure = figure_of(name, explainer, sample)
+                figure = figure_of(kind.name, explainer, sample)
             except ValueError as error:
-                page.figure(name, FIGURES[name].shows, FIGURES[name].source, None, str(error))
+                page.note(f"Not shown: {error}")
                 continue
-            file = temporary / f"{name}.png"
+            file = temporary / f"{kind.name}.png"
             write_figure(figure, file)
-            page.figure(name, FIGURES[name].shows, FIGURES[name].source, file)
+            page.picture(f"{kind.shows[0].upper()}{kind.shows[1:]} ({kind.source}).", file)
     return Explanation(folder, chosen, tuple(done), warnings)
 
 
@@ -179,13 +187,33 @@ def _explained(
     return Explained(picture, labels[chances.argmax()], float(chances.max()), labels[index], refused)
 
 
+def picture_figures(name: str, explainer: Explainer, images: np.ndarray) -> Iterator[Figure]:
+    """Makes a figure of each picture, one after another.
+
+    Args:
+        name: A name of `FIGURES` whose `per_picture` holds.
+        explainer: Of the classifier.
+        images: Pictures to look at, `(n, H, W, 3)`.
+    """
+    model = explainer.subject.model
+    if name == "heads":
+        yield from map(figures.plot_heads, class_attention(model, images))
+    elif name == "norms":
+        grid = TokenLayout.of(model).grid
+        yield from (figures.plot_norms(norms, grid) for norms in token_norms(model, images))
+    else:
+        found = feature_maps(model, images)
+        for i in range(len(images)):
+            yield figures.plot_features({layer: maps[i] for layer, maps in found.items()})
+
+
 def figure_of(name: str, explainer: Explainer, images: np.ndarray) -> Figure:
-    """Makes a figure about a model as a whole.
+    """Makes a figure of what is inside a model.
 
     Args:
         name: A name of `FIGURES`.
         explainer: Of the classifier.
-        images: Pictures to look at, `(n, H, W, 3)`.
+        images: Pictures to look at, `(n, H, W, 3)`; only the first where a figure is of one picture.
 
     Raises:
         ValueError: an unknown name, or the classifier has not what it takes.
@@ -196,8 +224,8 @@ def figure_of(name: str, explainer: Explainer, images: np.ndarray) -> Figure:
     subject.require(name)
     images = subject.check(images)
     model = subject.model
-    if name == "heads":
-        return figures.plot_heads(class_attention(model, images[:1])[0])
+    if FIGURES[name].per_picture:
+        return next(picture_figures(name, explainer, images[:1]))
     if name == "distance":
         return figures.plot_distance(attention_statistics(model, images, batch_size=4))
     if name == "filters":
@@ -207,12 +235,8 @@ def figure_of(name: str, explainer: Explainer, images: np.ndarray) -> Figure:
         return figures.plot_filters(filters, principal_components(filters))
     if name == "positions":
         return figures.plot_positions(position_similarity(model))
-    if name == "features":
-        return figures.plot_features({layer: found[0] for layer, found in feature_maps(model, images[:1]).items()})
-    if name == "norms":
-        return figures.plot_norms(token_norms(model, images[:1])[0], TokenLayout.of(model).grid)
     if name == "similarity":
-        names = list(feature_maps(model, images[:1]))
+        names = feature_names(model)
         return figures.plot_similarity(layer_similarity(model, images), names, names)
     classes = np.arange(min(10, len(subject.labels)))
     painted = explainer.cams().maximised(classes)

@@ -45,19 +45,37 @@ def overlay(axes, image: np.ndarray, found: np.ndarray) -> None:
 
 
 def plot_heads(rows: np.ndarray) -> Figure:
-    """Plots attention over a picture, `(L, H, h, w)`, a row a block and a column a head."""
+    """Plots attention over a picture, `(L, H, h, w)`, a row a block and a column a head, each in its own range."""
     blocks = np.unique(np.linspace(0, len(rows) - 1, min(_MOST_BLOCKS, len(rows))).round().astype(int))
-    heads = rows.shape[1] if rows.shape[1] <= _MOST_HEADS else _MOST_HEADS
-    figure = Figure(figsize=(1.0 * heads + 1, 1.05 * len(blocks) + 0.3), layout="constrained")
-    grid = figure.subplots(len(blocks), heads, squeeze=False)
-    _quiet(grid)
-    for line, block in zip(grid, blocks, strict=True):
-        for head, axes in enumerate(line):
-            axes.imshow(rows[block, head], cmap="inferno")
-            if block == blocks[0]:
-                axes.set_title(f"head {head}", fontsize=7)
-        line[0].text(-0.08, 0.5, f"block {block}", fontsize=7, ha="right", va="center", transform=line[0].transAxes)
+    heads = range(min(rows.shape[1], _MOST_HEADS))
+    figure = Figure(figsize=(1.0 * len(heads) + 1, 1.05 * len(blocks) + 0.3), layout="constrained")
+    shown = [[rows[block, head] for head in heads] for block in blocks]
+    _plot_table(figure, shown, [f"block {block}" for block in blocks], [f"head {head}" for head in heads], "inferno")
     return figure
+
+
+def _plot_table(
+    figure: Figure, maps: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str], colours: str
+) -> None:
+    """Draws rows and columns of maps, `(h, w)`, each brought to 0 to 1: one picture is drawn faster than many."""
+    side = max(max(one.shape) for line in maps for one in line)
+    step = side + max(1, side // 16)
+    width = max(map(len, maps))
+    table = np.full((len(maps) * step, width * step), np.nan, "float32")
+    for row, line in enumerate(maps):
+        for column, one in enumerate(line):
+            index = np.arange(side) * max(one.shape) // side
+            found = one[np.ix_(index[index < one.shape[0]], index[index < one.shape[1]])]
+            found = (found - one.min()) / max(float(np.ptp(one)), 1e-12)
+            table[row * step :, column * step :][: len(found), : found.shape[1]] = found
+    axes = figure.subplots()
+    axes.imshow(table, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    middles = np.arange(max(len(maps), width)) * step + side / 2 - 0.5
+    axes.set_xticks(middles[: len(columns)], columns, fontsize=7)
+    axes.set_yticks(middles[: len(rows)], rows, fontsize=7)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def plot_distance(found: AttentionStatistics) -> Figure:
@@ -115,17 +133,17 @@ def plot_positions(similarity: np.ndarray) -> Figure:
 
 
 def plot_features(maps: Mapping[str, np.ndarray], channels: int = 8) -> Figure:
-    """Plots of every layer the feature maps of one picture, `(h, w, C)`, that vary most, a row a layer."""
+    """Plots of every layer the feature maps of one picture, `(h, w, C)`, that vary most, a row a layer, each in its own
+    range."""
     names = list(maps)
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(13, len(names))).round().astype(int))]
     figure = Figure(figsize=(1.05 * channels + 1.6, 1.1 * len(chosen)), layout="constrained")
-    grid = figure.subplots(len(chosen), channels, squeeze=False)
-    _quiet(grid)
-    for line, name in zip(grid, chosen, strict=True):
+    lines = []
+    for name in chosen:
         found = maps[name]
-        for axes, channel in zip(line, np.argsort(-found.std(axis=(0, 1))), strict=False):
-            axes.imshow(found[..., channel], cmap="viridis")
-        line[0].text(-0.08, 0.5, name, fontsize=7, ha="right", va="center", transform=line[0].transAxes)
+        strongest = np.argsort(-found.std(axis=(0, 1)))[:channels]
+        lines.append([found[..., channel] for channel in strongest])
+    _plot_table(figure, lines, chosen, [], "viridis")
     return figure
 
 

@@ -112,7 +112,7 @@ class Explainer:
         self.subject.require(method)
         images = self.subject.check(images)
         chosen = self._classes(images, classes)
-        warning = warning_of(method)
+        warning = warning_of(method, self.subject.pooling)
         if warning:
             logger.warning("%s", warning)
         function = self._function(method)

@@ -149,38 +149,59 @@ class Evidence:
 
 
 @cache
-def evidence() -> dict[str, Evidence]:
-    """Returns what the pointing test that comes with the package has measured, by method."""
+def _measured() -> dict[str, dict[str, Evidence]]:
     found = json.loads(EVIDENCE.read_text(encoding="utf-8"))
-    return {name: Evidence(**row) for name, row in found["methods"].items()}
+    return {
+        pooling: {name: Evidence(chance=found["chance"], **row) for name, row in rows.items()}
+        for pooling, rows in found["methods"].items()
+    }
 
 
-def warning_of(name: str) -> str | None:
-    """Says why a method is not to be trusted; `None` where it beats chance."""
-    found = evidence()[name]
+def evidence(name: str, pooling: str | None = None) -> Evidence:
+    """Returns what the pointing test that comes with the package has measured.
+
+    Args:
+        name: Of a method.
+        pooling: How the models pooled; those of all poolings together if `None`, or another one.
+    """
+    measured = _measured()
+    if pooling in measured:
+        return measured[pooling][name]
+    rows = [methods[name] for methods in measured.values()]
+    hits, pictures, seeds = (sum(getattr(row, field) for row in rows) for field in ("hits", "pictures", "seeds"))
+    return Evidence(hits, pictures, rows[0].chance, seeds)
+
+
+def warning_of(name: str, pooling: str | None = None) -> str | None:
+    """Says why a method is not to be trusted; `None` where it beats chance. Arguments as of `evidence`."""
+    found = evidence(name, pooling)
     if found.beats_chance:
         return None
+    of = f" with {pooling} pooling" if pooling in _measured() else ""
     return (
         f"{name} does not beat chance: in the pointing test it hit the planted cue in {found.hits} of "
-        f"{found.pictures} pictures, {found.chance * found.pictures:.0f} would be chance (docs/explain.md)"
+        f"{found.pictures} pictures of models{of}, {found.chance * found.pictures:.0f} would be chance "
+        "(docs/explain.md)"
     )
 
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A figure about a model as a whole.
+    """A figure of what is inside a model.
 
     Attributes:
         name: What it is called on the command line.
         shows: What it shows.
         needs: As of `Method`; `"weights"` for a functional Keras model.
         source: Paper.
+        per_picture: Whether it is made of each picture, else of all together or of none.
     """
 
     name: str
     shows: str
     needs: str
     source: str
+    per_picture: bool = False
 
 
 FIGURES: dict[str, FigureKind] = {
@@ -188,9 +209,10 @@ FIGURES: dict[str, FigureKind] = {
     for figure in (
         FigureKind(
             "heads",
-            "attention of what is read in the end, per head and block, on the first picture",
+            "attention of what is read in the end, per head and block",
             "attention",
             "arXiv:2104.14294, figure 1",
+            per_picture=True,
         ),
         FigureKind(
             "distance",
@@ -212,15 +234,17 @@ FIGURES: dict[str, FigureKind] = {
         ),
         FigureKind(
             "features",
-            "the feature maps that vary most, layer by layer, on the first picture",
+            "the feature maps that vary most, layer by layer",
             "features",
             "arXiv:1311.2901, figure 2",
+            per_picture=True,
         ),
         FigureKind(
             "norms",
-            "length of every token behind every block, on the first picture: outliers are artefacts",
+            "length of every token behind every block: outliers are artefacts",
             "attention",
             "arXiv:2309.16588, figure 3",
+            per_picture=True,
         ),
         FigureKind(
             "similarity",

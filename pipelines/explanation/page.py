@@ -44,8 +44,8 @@ class Page:
             raise ValueError("page must be open: write it in a `with` block. Received: one that is not")
         self._file.write(text)
 
-    def methods(self, names: Sequence[str], warnings: Sequence[str]) -> None:
-        """Writes what the methods show, and how far they can be trusted."""
+    def methods(self, names: Sequence[str], warnings: Sequence[str], pooling: str | None) -> None:
+        """Writes what the methods show, and how far they can be trusted in models of a pooling."""
         if not names:
             return
         rows = [
@@ -53,13 +53,13 @@ class Page:
                 "method": name,
                 "shows": METHODS[name].shows,
                 "of a class": "yes" if METHODS[name].per_class else "no",
-                "pointing test": f"{evidence()[name].hits}/{evidence()[name].pictures}",
+                "pointing test": f"{evidence(name, pooling).hits}/{evidence(name, pooling).pictures}",
                 "source": METHODS[name].source,
             }
             for name in names
         ]
         self.write(f'<div class="wide">{html_table(rows)}</div>\n')
-        chance = evidence()[names[0]].chance
+        chance = evidence(names[0]).chance
         self.note(
             "Pointing test: pictures whose map is highest at a planted cue that alone tells the class, of small models "
             f"trained for it; blind guessing hits {chance:.1%}. A map shows what this method says of this model, not "
@@ -85,11 +85,3 @@ class Page:
         data = base64.b64encode(file.read_bytes()).decode("ascii")
         text = html.escape(text)
         self.write(f'<p>{text}</p><img alt="{text}" src="data:image/png;base64,{data}">\n')
-
-    def figure(self, name: str, shows: str, source: str, file: Path | None, reason: str = "") -> None:
-        """Writes a figure about the model as a whole, or why there is none."""
-        self.heading(name)
-        if file is None:
-            self.note(f"Not shown: {reason}")
-        else:
-            self.picture(f"{shows[0].upper()}{shows[1:]} ({source}).", file)

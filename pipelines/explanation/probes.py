@@ -1,6 +1,6 @@
 """Probes that tell how a classifier differs from another: its accuracy on pictures that are changed more and more."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +114,8 @@ def drop_patches(images: np.ndarray, order: np.ndarray, share: float) -> np.ndar
     return np.where(np.repeat(tall, images.shape[2] // width, axis=2)[..., None], 0, images).astype("float32")
 
 
-def check_probes(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns probes by name or group, all for no name.
+def check_probes(names: Sequence[str], others: Iterable[str] = ()) -> tuple[str, ...]:
+    """Returns probes by name or group, all for no name. A refusal tells of `others`, too.
 
     Raises:
         ValueError: an unknown name (with the nearest one).
@@ -125,7 +125,7 @@ def check_probes(names: Sequence[str]) -> tuple[str, ...]:
     chosen: list[str] = []
     for name in names or PROBES:
         if name not in PROBES and name not in GROUPS:
-            known = (*GROUPS, *PROBES)
+            known = (*GROUPS, *PROBES, *others)
             raise ValueError(f"probe must be one of {', '.join(known)}.{nearest(name, known)} Received: probe={name!r}")
         chosen += GROUPS.get(name, (name,))
     return tuple(dict.fromkeys(chosen))

@@ -1,12 +1,15 @@
 """From runs and files to a folder of curves, laid over each other."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from vit_keras.explain import feature_names, layer_similarity
 from vit_keras.export.files import refuse_existing, replacing
 
 from ..datasets import load_data, stratified_sample
@@ -14,6 +17,7 @@ from ..exporting import pixels
 from ..report import write_figure
 from ..run_folder import RunFolder
 from .embedding import EMBEDDINGS, Embedding, embed, plot_embeddings, pooled_features
+from .figures import plot_similarity
 from .maps import Progress
 from .page import Page
 from .probes import PROBES, Curve, check_probes, probe_curves
@@ -25,9 +29,29 @@ SPECTRA = {
     "fourier": "frequencies of the feature maps, layer by layer (arXiv:2202.06709, figure 2)",
     "embedding": "pooled features of the test pictures, a colour a class, by PCA and t-SNE (JMLR 9, 2008)",
     "hessian": "largest eigenvalues of the loss's Hessian over small batches (arXiv:2202.06709, figure 4)",
+    "similarity": "linear CKA between the layers of two models, or of one (arXiv:2108.08810, figures 1 and 2)",
 }
 """Probes of Keras models only."""
 _SPECTRUM_PICTURES = 64
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike the layers of two models are, or those of one.
+
+    Attributes:
+        subject: Name of the first model.
+        other: Name of the second one.
+        layers: Names of the first one's layers.
+        other_layers: Names of the second one's layers.
+        cka: Linear CKA, `(layers, other_layers)`.
+    """
+
+    subject: str
+    other: str
+    layers: tuple[str, ...]
+    other_layers: tuple[str, ...]
+    cka: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -37,18 +61,20 @@ class Probing:
     Attributes:
         folder: Where page and plots are.
         curves: One for each classifier and probe.
+        classes: Names of the classes.
         fourier: Of each Keras model its spectrum, by name.
         hessian: Of each Keras model the largest eigenvalue of each batch, by name.
         embeddings: Of each Keras model its pooled features by PCA and t-SNE, by name.
-        classes: Names of the classes.
+        similarities: One for each two Keras models; that of a model with itself where there is only one.
     """
 
     folder: Path
     curves: tuple[Curve, ...]
-    fourier: dict[str, FourierSpectrum]
-    hessian: dict[str, np.ndarray]
-    embeddings: dict[str, list[Embedding]]
     classes: tuple[str, ...]
+    fourier: dict[str, FourierSpectrum] = field(default_factory=dict)
+    hessian: dict[str, np.ndarray] = field(default_factory=dict)
+    embeddings: dict[str, list[Embedding]] = field(default_factory=dict)
+    similarities: tuple[Similarity, ...] = ()
 
     @property
     def page(self) -> Path:
@@ -69,8 +95,8 @@ def probe(
 
     Args:
         paths: Runs' folders, `.keras` files or `.tflite` files that take pictures of one size.
-        probes: Names of `PROBES`, `drop` or `corruptions` for several, `fourier`, `hessian`, `embedding`; all that
-            change pictures if none is given.
+        probes: Names of `PROBES`, `drop` or `corruptions` for several, names of `SPECTRA`; all that change pictures if
+            none is given.
         data: Where the test pictures come from, as `--data` of a run; the first run among `paths`, or the run that a
             file lies in, says so if `None`.
         pictures: How many, of all classes alike.
@@ -88,7 +114,7 @@ def probe(
         raise ValueError(f"pictures must be >= 1. Received: pictures={pictures}")
     spectra = [name for name in probes if name in SPECTRA]
     changing = [name for name in probes if name not in SPECTRA]
-    chosen = check_probes(changing) if changing or not spectra else ()
+    chosen = check_probes(changing, SPECTRA) if changing or not spectra else ()
     subjects = [load_subject(path) for path in paths]
     subjects = _apart(subjects)
     models = [subject for subject in subjects if subject.model is not None]
@@ -96,8 +122,7 @@ def probe(
         raise ValueError(f"{', '.join(spectra)} needs a Keras model. Received: {', '.join(map(str, paths))}")
     images, labels = _pictures(subjects, paths, data, pictures)
     curves = probe_curves(subjects, images, labels, chosen, progress=progress) if chosen else []
-    fourier, hessian, embeddings = _spectra(models, spectra, images, labels)
-    result = Probing(folder, tuple(curves), fourier, hessian, embeddings, subjects[0].labels)
+    result = Probing(folder, tuple(curves), subjects[0].labels, **_spectra(models, spectra, images, labels))
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         _write(result, temporary)
@@ -106,19 +131,27 @@ def probe(
 
 def _spectra(
     models: Sequence[Subject], spectra: Sequence[str], images: np.ndarray, labels: np.ndarray
-) -> tuple[dict[str, FourierSpectrum], dict[str, np.ndarray], dict[str, list[Embedding]]]:
-    """Returns the spectra that are asked for, and the embeddings, by model; empty ones for the others."""
+) -> dict[str, Any]:
+    """Returns what is asked for of the models, by the attribute of `Probing` that holds it."""
     few, truth = images[:_SPECTRUM_PICTURES], labels[:_SPECTRUM_PICTURES]
-    fourier, hessian, embeddings = {}, {}, {}
-    for subject in models:
-        if "fourier" in spectra:
-            fourier[subject.name] = fourier_spectrum(subject.model, few)
-        if "hessian" in spectra:
-            hessian[subject.name] = hessian_max_eigenvalues(subject.model, few, truth)
-        if "embedding" in spectra:
-            features = pooled_features(subject.model, images)
-            embeddings[subject.name] = [embed(features, labels, method) for method in EMBEDDINGS]
-    return fourier, hessian, embeddings
+    found: dict[str, Any] = {}
+    if "fourier" in spectra:
+        found["fourier"] = {subject.name: fourier_spectrum(subject.model, few) for subject in models}
+    if "hessian" in spectra:
+        found["hessian"] = {subject.name: hessian_max_eigenvalues(subject.model, few, truth) for subject in models}
+    if "embedding" in spectra:
+        features = {subject.name: pooled_features(subject.model, images) for subject in models}
+        found["embeddings"] = {name: [embed(f, labels, m) for m in EMBEDDINGS] for name, f in features.items()}
+    if "similarity" in spectra:
+        pairs = itertools.combinations(models, 2) if len(models) > 1 else [(models[0], models[0])]
+        found["similarities"] = tuple(_similarity(one, other, images) for one, other in pairs)
+    return found
+
+
+def _similarity(one: Subject, other: Subject, images: np.ndarray) -> Similarity:
+    names = tuple(feature_names(one.model)), tuple(feature_names(other.model))
+    cka = layer_similarity(one.model, images, None if other is one else other.model)
+    return Similarity(one.name, other.name, *names, cka)
 
 
 def _apart(subjects: list[Subject]) -> list[Subject]:
@@ -222,6 +255,11 @@ def _write(result: Probing, folder: Path) -> None:
                 page.heading(name)
                 page.picture(f"{SPECTRA[name][0].upper()}{SPECTRA[name][1:]}.", file)
         _write_embeddings(result, folder, page)
+        for number, found in enumerate(result.similarities):
+            file = folder / (f"similarity.{number}.png" if number else "similarity.png")
+            write_figure(plot_similarity(found.cka, found.layers, found.other_layers), file)
+            page.heading(f"similarity: {found.subject} (upwards) and {found.other}")
+            page.picture(f"{SPECTRA['similarity'][0].upper()}{SPECTRA['similarity'][1:]}.", file)
 
 
 def _write_embeddings(result: Probing, folder: Path, page: Page) -> None:

@@ -35,6 +35,7 @@ class Subject:
         model: The Keras model, if it is one.
         file: The TensorFlow Lite file's interpreter, if it is one.
         grid: Height and width in patches, if it tells its attention.
+        pooling: How it pools tokens, if it is a Keras model that tells its attention.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Subject:
     model: keras.Model | None = None
     file: Classifier | None = None
     grid: tuple[int, int] | None = None
+    pooling: str | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -172,12 +174,13 @@ def of_model(
             f"model must take pictures of a fixed size, (B, H, W, 3), and give class scores, (B, num_classes). "
             f"Received: {shapes[0]} to {shapes[1]}"
         )
-    grid = None
+    grid = pooling = None
     if is_functional(model) and any(isinstance(layer, TransformerBlock) for layer in layers_of(model)):
-        grid = TokenLayout.of(model).grid
+        layout = TokenLayout.of(model)
+        grid, pooling = layout.grid, layout.pooling
 
     def scores(images: np.ndarray) -> np.ndarray:
         return np.asarray(model.predict(images, batch_size=64, verbose=0), "float32")
 
     names = tuple(labels) or tuple(str(i) for i in range(made[1]))
-    return Subject(model.name, Path(path), given[1:3], names, scores, framing, model=model, grid=grid)
+    return Subject(model.name, Path(path), given[1:3], names, scores, framing, model, grid=grid, pooling=pooling)

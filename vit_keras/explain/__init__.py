@@ -3,7 +3,7 @@
 from .attention import attention_model, class_attention
 from .gradients import gradient_rollout_maps
 from .layout import TokenLayout
-from .representation import feature_maps, layer_similarity, linear_cka, token_norms
+from .representation import feature_maps, feature_names, layer_similarity, linear_cka, token_norms
 from .rollout import attention_rollout, rollout_maps, rollout_model
 from .statistics import AttentionStatistics, attention_statistics
 from .weights import convolution_filters, patch_filters, position_similarity, principal_components
@@ -17,6 +17,7 @@ __all__ = [
     "class_attention",
     "convolution_filters",
     "feature_maps",
+    "feature_names",
     "gradient_rollout_maps",
     "layer_similarity",
     "linear_cka",

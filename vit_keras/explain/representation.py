@@ -50,6 +50,11 @@ def feature_model(model: keras.Model) -> tuple[list[str], keras.Model]:
     return list(tensors), keras.Model(inputs, maps)
 
 
+def feature_names(model: keras.Model) -> list[str]:
+    """Returns the names of the layers of `feature_maps`, first to last."""
+    return feature_model(model)[0]
+
+
 def feature_maps(model: keras.Model, images: np.ndarray, batch_size: int = 32) -> dict[str, np.ndarray]:
     """Returns what each layer makes of pictures, laid out as maps.
 

@@ -61,15 +61,15 @@ def our_model(folder: Path) -> Any:
     return create_model(f"vit_{folder.name}_patch16_224", weights=weights if weights.exists() else None)
 
 
-def write_ours(model: Any, files: dict[str, Path], calibration: np.ndarray, rewrites: bool = True) -> None:
-    """Converts with all exact rewrites of the graph, or with none."""
-    from vit_keras.export import REWRITES, to_tflite_files
+def write_ours(model: Any, files: dict[str, Path], calibration: np.ndarray, **options: Any) -> None:
+    from vit_keras.export import to_tflite_files
 
-    to_tflite_files(model, files, [calibration], overwrite=True, rewrites=REWRITES if rewrites else ())
+    to_tflite_files(model, files, [calibration], overwrite=True, **options)
 
 
-def ours(kind: str, rewrites: bool, file: Path) -> Write:
-    return partial(write_ours, our_model(file.parent), {kind: file}, pictures(file.parent, "calibration"), rewrites)
+def ours(kind: str, options: dict[str, Any], file: Path) -> Write:
+    """Converts with all exact rewrites of the graph, if the options do not name others."""
+    return partial(write_ours, our_model(file.parent), {kind: file}, pictures(file.parent, "calibration"), **options)
 
 
 # The others. `normalised` pictures are -1 to 1, as timm's preset wants them.
@@ -204,8 +204,9 @@ def keras_hub(file: Path) -> Write:
 KINDS = ("float32", "float16", "dynamic_int8", "static_int8", "full_int8", "int16x8", "int4")
 PLAIN = "ours float32, no rewrites"
 CONTESTANTS = {
-    PLAIN: Contestant(partial(ours, "float32", False), ours=True, float32=True),
-    **{f"ours {k}": Contestant(partial(ours, k, True), ours=True, float32=k == "float32") for k in KINDS},
+    PLAIN: Contestant(partial(ours, "float32", {"rewrites": ()}), ours=True, float32=True),
+    **{f"ours {k}": Contestant(partial(ours, k, {}), ours=True, float32=k == "float32") for k in KINDS},
+    "ours static_int8, a quarter merged": Contestant(partial(ours, "static_int8", {"merge_tokens": 0.25}), ours=True),
     "litert-torch float32": Contestant(litert_torch, float32=True),
     "litert-torch dynamic_int8": Contestant(litert_torch_dynamic),
     "onnxruntime float32": Contestant(onnx_float32, ".onnx", float32=True),

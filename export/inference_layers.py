@@ -79,13 +79,14 @@ class InferenceAttention(keras.layers.Layer):
 
     Call arguments:
         x: Tokens, `(B, N, D)`.
+        log_counts: Logarithm of how many tokens each stands for, `(B, N)`; `None` where each stands for itself.
 
     Returns:
         `(B, N, D)`, with `give_attention` also `(B, N, N)`: how much each token takes of each; prompts are left out.
 
     Reference:
         Dosovitskiy et al. (arXiv:2010.11929), appendix A, equations 5 to 8. Prompts: Jia et al., "Visual Prompt Tuning"
-        (arXiv:2203.12119), equation 7.
+        (arXiv:2203.12119), equation 7. Counts: Bolya et al., "Token Merging" (arXiv:2210.09461), equation 1.
     """
 
     def __init__(
@@ -102,21 +103,21 @@ class InferenceAttention(keras.layers.Layer):
         self.num_prompts = num_prompts
         self.give_attention = give_attention
 
-    def build(self, input_shape) -> None:
+    def build(self, x_shape, log_counts_shape=None) -> None:
         # Three products, not one: each of queries, keys and values has a range of its own in integers.
         self.query, self.key, self.value, self.out = (
-            keras.layers.Dense(input_shape[-1], dtype=self.dtype_policy, name=name)
+            keras.layers.Dense(x_shape[-1], dtype=self.dtype_policy, name=name)
             for name in ("query", "key", "value", "out")
         )
         for product in (self.query, self.key, self.value, self.out):
-            product.build(input_shape)
+            product.build(x_shape)
         if self.num_prompts:
             self.prompt_keys, self.prompt_values = (
-                self.add_weight(name=name, shape=(1, self.num_prompts, input_shape[-1]), initializer="zeros")
+                self.add_weight(name=name, shape=(1, self.num_prompts, x_shape[-1]), initializer="zeros")
                 for name in ("prompt_keys", "prompt_values")
             )
 
-    def call(self, x):
+    def call(self, x, log_counts=None):
         tokens, dim = x.shape[1], x.shape[2]
         query, key, value = self.query(x), self.key(x), self.value(x)  # (B, N, D)
         if self.num_prompts:
@@ -129,7 +130,10 @@ class InferenceAttention(keras.layers.Layer):
         query = ops.transpose(self._heads(query), (0, 2, 1, 3))  # (B, H, N, D/H)
         key = ops.transpose(self._heads(key), (0, 2, 3, 1))  # (B, H, D/H, N)
         value = ops.transpose(self._heads(value), (0, 2, 1, 3))  # (B, H, N, D/H)
-        weights = ops.softmax(ops.matmul(query, key), axis=-1)  # (B, H, N, N + P)
+        scores = ops.matmul(query, key)
+        if log_counts is not None:
+            scores = scores + _of_keys(log_counts, self.num_prompts)[:, None]
+        weights = ops.softmax(scores, axis=-1)  # (B, H, N, N + P)
         y = ops.matmul(weights, value)  # (B, H, N, D/H)
         y = self.out(ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (-1, tokens, dim)))
         return (y, ops.mean(weights, axis=1)[..., :tokens]) if self.give_attention else y
@@ -141,9 +145,9 @@ class InferenceAttention(keras.layers.Layer):
         """Returns what multiplies the tokens, `(D, 3D)`."""
         return np.concatenate([product.get_weights()[0] for product in (self.query, self.key, self.value)], axis=1)
 
-    def compute_output_shape(self, input_shape):
-        batch, tokens, _ = input_shape
-        return (input_shape, (batch, tokens, tokens)) if self.give_attention else input_shape
+    def compute_output_shape(self, x_shape, log_counts_shape=None):
+        batch, tokens, _ = x_shape
+        return (x_shape, (batch, tokens, tokens)) if self.give_attention else x_shape
 
     def get_config(self) -> dict:
         return {
@@ -172,6 +176,7 @@ class InferenceReadout(keras.layers.Layer):
 
     Call arguments:
         x: Tokens, `(B, N, D)`.
+        log_counts: Logarithm of how many tokens each stands for, `(B, N)`; `None` where each stands for itself.
 
     Returns:
         `(B, Q, D)`, with `give_attention` also `(B, Q, N)`: how much each token takes of each; prompts are left out.
@@ -196,19 +201,19 @@ class InferenceReadout(keras.layers.Layer):
         self.num_prompts = num_prompts
         self.give_attention = give_attention
 
-    def build(self, input_shape) -> None:
+    def build(self, x_shape, log_counts_shape=None) -> None:
         self.query, self.key, self.value, self.out = (
             # The keys' bias, the same for all scores of a query, the softmax cancels.
-            keras.layers.Dense(input_shape[-1], use_bias=name != "key", dtype=self.dtype_policy, name=name)
+            keras.layers.Dense(x_shape[-1], use_bias=name != "key", dtype=self.dtype_policy, name=name)
             for name in ("query", "key", "value", "out")
         )
         for product in (self.query, self.key, self.value, self.out):
-            product.build(input_shape)
+            product.build(x_shape)
         if self.num_prompts:
-            shape = (1, self.num_prompts, input_shape[-1])
+            shape = (1, self.num_prompts, x_shape[-1])
             self.prompts = self.add_weight(name="prompts", shape=shape, initializer="zeros")
 
-    def call(self, x):
+    def call(self, x, log_counts=None):
         tokens, dim, heads, queries = x.shape[1], x.shape[2], self.num_heads, self.num_queries
         own_channels = np.repeat(np.eye(heads, dtype="float32"), dim // heads, axis=1)  # (H, D)
         query = self.query(x[:, :queries])  # (B, Q, D)
@@ -222,7 +227,10 @@ class InferenceReadout(keras.layers.Layer):
         query = self.key(query)
         if self.num_prompts:
             x = with_constants(x, self.prompts)  # (B, N + P, D)
-        weights = ops.softmax(ops.matmul(query, ops.transpose(x, (0, 2, 1))), axis=-1)  # (B, QH, N + P)
+        scores = ops.matmul(query, ops.transpose(x, (0, 2, 1)))
+        if log_counts is not None:
+            scores = scores + _of_keys(log_counts, self.num_prompts)
+        weights = ops.softmax(scores, axis=-1)  # (B, QH, N + P)
         y = self.value(ops.matmul(weights, x))  # (B, QH, D)
         if queries == 1:
             y = ops.sum(y * own_channels, axis=1, keepdims=True)  # (B, 1, D)
@@ -239,8 +247,8 @@ class InferenceReadout(keras.layers.Layer):
         query, key, value = (product.get_weights()[0] for product in (self.query, self.key, self.value))
         return np.concatenate([query, key.T, value], axis=1)
 
-    def compute_output_shape(self, input_shape):
-        batch, tokens, dim = input_shape
+    def compute_output_shape(self, x_shape, log_counts_shape=None):
+        batch, tokens, dim = x_shape
         shape = batch, self.num_queries, dim
         return (shape, (batch, self.num_queries, tokens)) if self.give_attention else shape
 
@@ -303,3 +311,10 @@ def with_constants(x, constants):
     constants = ops.cast(constants, x.dtype)
     constants = ops.broadcast_to(constants, (ops.shape(x)[0], constants.shape[1], constants.shape[2]))
     return ops.concatenate([x, constants], axis=1)
+
+
+def _of_keys(log_counts, num_prompts: int):
+    """What every query's scores of tokens and prompts gain, `(B, 1, N + P)`: a prompt stands for itself."""
+    if num_prompts:
+        log_counts = ops.pad(log_counts, ((0, 0), (0, num_prompts)))
+    return log_counts[:, None]

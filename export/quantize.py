@@ -150,6 +150,8 @@ _INT8_ATTENTION = (
     Rule(("RESHAPE", "SPLIT", "TRANSPOSE"), activations=8, layers="attention[^/]*/"),
 )
 """Attention's own products, and what moves queries, keys and values from one product to the next; not the softmax."""
+_FLOAT_MERGING = Rule(("BATCH_MATMUL",), weights=None, layers="token_merging/")
+"""Which patches are merged is found in float: one product, once."""
 _FLOAT_ATTENTION = Rule(("BATCH_MATMUL", "RESHAPE", "SPLIT", "TRANSPOSE"), weights=None)
 
 KINDS: dict[str, Kind] = {
@@ -167,7 +169,7 @@ KINDS: dict[str, Kind] = {
             "static_int8",
             "products in int8, calibrated but for the first and the last; the rest float32",
             "CPUs: the fastest kind there",
-            (Rule(("FULLY_CONNECTED",), activations=8), *_INT8_ATTENTION, *_OUTSIDE_BLOCKS),
+            (Rule(("FULLY_CONNECTED",), activations=8), *_INT8_ATTENTION, _FLOAT_MERGING, *_OUTSIDE_BLOCKS),
         ),
         Kind(
             "full_int8",
@@ -219,3 +221,29 @@ def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
         if name not in KINDS:
             raise ValueError(f"Unknown kind {name!r}.{nearest(name, KINDS)} Known kinds: {', '.join(KINDS)}")
     return tuple(name for name in KINDS if name in kinds)
+
+
+MOST_MERGED = 0.5
+"""Every patch that is merged joins one of the others: at most half of them can."""
+
+
+def check_merging(merge_tokens: float, kinds: Iterable[str], with_attention: bool) -> None:
+    """Refuses merged patches where files cannot have them.
+
+    Args:
+        merge_tokens: Share of the patches that are merged into others.
+        kinds: Names in `KINDS`.
+        with_attention: Whether files give their attention, which is drawn over all patches.
+
+    Raises:
+        ValueError: a share outside 0 to 0.5, an integer-only kind, or `with_attention`.
+    """
+    if not 0 <= merge_tokens <= MOST_MERGED:
+        raise ValueError(f"merge_tokens must be 0 to {MOST_MERGED}. Received: merge_tokens={merge_tokens}")
+    if merge_tokens and with_attention:
+        raise ValueError(f"merge_tokens must be 0 with with_attention. Received: merge_tokens={merge_tokens}")
+    if merge_tokens and (integers := [kind for kind in kinds if KINDS[kind].integer_only]):
+        raise ValueError(
+            f"merge_tokens has operators that no integer kernel computes: it must be 0 for {', '.join(integers)}. "
+            f"Received: merge_tokens={merge_tokens}"
+        )

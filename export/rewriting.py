@@ -26,10 +26,12 @@ from vit_keras.layers import (
 from vit_keras.messages import nearest
 from vit_keras.weights import resize
 
-from .attention_rows import AttentionRows
+from .attention_rows import AttentionRows, patch_grid
 from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization, InferenceReadout
+from .merging import TokenMerging, TokenUnmerging, merged_after
+from .quantize import check_merging
 from .smoothing import smoothing_factors
-from .structure import Stream, check_attention, flatten, inline
+from .structure import Stream, as_flat, check_chain, flatten, inline
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ def rewrite(
     pictures: np.ndarray | None = None,
     smoothing: Mapping[str, np.ndarray] | None = None,
     with_attention: bool = False,
+    merge_tokens: float = 0.0,
 ) -> keras.Model:
     """Builds a float32 model for prediction that computes the same from fewer operators.
 
@@ -83,27 +86,34 @@ def rewrite(
         smoothing: What `smoothed_channels` gave for the same model at another picture size, so that both come out with
             the same kernels; looked for in this model if `None`.
         with_attention: Whether the model gives its attention as a second output; see `vit_keras.export.attention`.
+        merge_tokens: Share of the patches that are merged into others, 0 to 0.5; see `vit_keras.export.merging`. This
+            alone changes what the model computes.
 
     Returns:
         A flat functional model of its own weights, float32 whatever the policy of `model`, without layers that do
         nothing outside training.
 
     Raises:
-        ValueError: an unknown rewrite, or `with_attention` for a model that is no chain of our transformer blocks.
+        ValueError: an unknown rewrite, `with_attention` or `merge_tokens` for a model that is no chain of our
+            transformer blocks, or both of them.
     """
     names = set(check_rewrites(rewrites))
     functional = isinstance(model, (keras.Sequential, keras.src.models.Functional))
-    flat = flatten(model, "layer_norm" in names) if functional else model
+    flat = as_flat(model, "layer_norm" in names) if functional else model
     stream = Stream.of(flat) if functional else None
     if with_attention:
-        check_attention(model)
+        check_chain(model, "with_attention")
+    if merge_tokens:
+        check_merging(merge_tokens, (), with_attention)
+        check_chain(model, "merge_tokens", at_least=2)
     if not functional:
         logger.warning("%s is of a class of its own and is exported as it is: no rewrites.", model.name)
     if stream is None:
         return flat
-    lean = _Emitter(flat, stream, names, smoothing, with_attention).model()
+    options = {"with_attention": with_attention, "merge_tokens": merge_tokens}
+    lean = _Emitter(flat, stream, names, smoothing, **options).model()
     if smoothing is None and {"smoothing", "affine"} <= names and (factors := smoothing_factors(lean, pictures)):
-        lean = _Emitter(flat, stream, names, factors, with_attention).model()
+        lean = _Emitter(flat, stream, names, factors, **options).model()
     return lean
 
 
@@ -163,6 +173,7 @@ class _Emitter:
         names: set[str],
         smoothing: Mapping[str, np.ndarray] | None = None,
         with_attention: bool = False,
+        merge_tokens: float = 0.0,
     ) -> None:
         self.flat = flat
         self.smoothing = smoothing or {}
@@ -170,6 +181,10 @@ class _Emitter:
         self.stream = stream
         blocks = [b for b in map(flat.get_layer, stream.layers) if isinstance(b, TransformerBlock)]
         self.last_block = blocks[-1].name
+        self.merged_block = blocks[merged_after(len(blocks)) - 1].name if merge_tokens else None
+        self.merge_tokens = merge_tokens
+        self.counts: tuple = ()  # What attention is told of merged tokens: the logarithm of how many each stands for.
+        self.places = None  # Where what stands for each token is, once some are merged.
         if "layer_scale" not in names and any(b.attention_scale is not None for b in blocks):
             names = names - {"centring"}  # A factor per channel behind a product brings a mean back.
         self.names = names
@@ -226,8 +241,8 @@ class _Emitter:
         self.attention.pooled = ops.mean(weights, axis=1)  # (B, 1, N)
         return y
 
-    def _emit(self, layer: keras.layers.Layer, x, weights: Iterable[np.ndarray] = ()):
-        y = layer(x)
+    def _emit(self, layer: keras.layers.Layer, x, weights: Iterable[np.ndarray] = (), others: tuple = ()):
+        y = layer(x, *others)
         layer.set_weights(list(weights))
         return y
 
@@ -333,11 +348,11 @@ class _Emitter:
         prompts = [self._normalised(block.attention_norm, affine, self.prompts)] if num_prompts else []
         if keep:
             weights = [*prompts, *query, key[0].T, *value, *out]
-            y = self._emit(InferenceReadout(heads, keep, **options), y, weights)
+            y = self._emit(InferenceReadout(heads, keep, **options), y, weights, self.counts)
         else:
             prompts = [tokens @ kernel + bias for tokens in prompts for kernel, bias in (key, value)]
             weights = [*prompts, *query, *key, *value, *out]
-            y = self._emit(InferenceAttention(heads, **options), y, weights)
+            y = self._emit(InferenceAttention(heads, **options), y, weights, self.counts)
         if self.attention:
             y = self.attention.take(*y)
         if not fold_scale:
@@ -350,7 +365,20 @@ class _Emitter:
         y = self._emit(copy, y, [*expand, *contract])
         if not fold_scale:
             y = self._emit(LayerScale(name=_path(block.mlp_scale)), y, _weights(block.mlp_scale))
-        return keras.layers.Add(name=f"{block.name}_mlp_add")([x, y])
+        return self._merged(block, keras.layers.Add(name=f"{block.name}_mlp_add")([x, y]))
+
+    def _merged(self, block: TransformerBlock, x):
+        """Merges patches behind one block, and behind the last gives who reads all tokens as many as there were."""
+        if block.name == self.merged_block:
+            height, width = patch_grid(self.flat)
+            merged = round(self.merge_tokens * height * width)
+            if merged:
+                layer = TokenMerging(merged, x.shape[1] - height * width, name="token_merging")
+                x, counts, self.places = layer(x)
+                self.counts = (counts,)
+        if block.name == self.last_block and self.places is not None and self.stream.num_read is None:
+            return TokenUnmerging(name="token_unmerging")(x, self.places)
+        return x
 
     def _smoothed(self, product: Product, norm: LayerNormalization) -> Product:
         """The product that takes a LayerNorm's smoothed results."""

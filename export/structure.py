@@ -160,6 +160,26 @@ def _own_prompts(layers: list[keras.layers.Layer]) -> bool:
     )
 
 
+def as_flat(model: keras.Model, own_norms: bool = True) -> keras.Model:
+    """Returns a model itself if it has a residual stream and `flatten` would copy it as it is, else the copy.
+
+    A copy of a large model takes as much memory again, of which TensorFlow's allocator gives nothing back.
+    """
+
+    def plain(layer: Any) -> bool:
+        return (
+            isinstance(layer, keras.layers.Layer)
+            and not isinstance(layer, (keras.Model, *_TRAINING_ONLY))
+            and not (own_norms and _is_plain_norm(layer))
+            and all(part.dtype_policy.name == "float32" for part in layer._flatten_layers())
+            and not any(getattr(part, "lora_enabled", False) for part in layer._flatten_layers())
+        )
+
+    functional = isinstance(model, keras.src.models.Functional) and not isinstance(model, keras.Sequential)
+    as_it_is = functional and len(model.inputs) == 1 and all(map(plain, model.operations)) and Stream.of(model)
+    return model if as_it_is else flatten(model, own_norms)
+
+
 class _Graph:
     """Who reads from whom in a flat model."""
 
@@ -202,14 +222,23 @@ class _Graph:
         return None
 
 
-def check_attention(model: keras.Model) -> None:
-    """Refuses a model whose attention weights cannot be followed from block to block.
+def check_chain(model: keras.Model, option: str, at_least: int = 1) -> None:
+    """Refuses a model whose tokens cannot be followed from block to block.
+
+    Args:
+        model: A model.
+        option: What needs that, for the error.
+        at_least: Number of blocks that it takes.
 
     Raises:
-        ValueError: it is no chain of a patch embedding, our transformer blocks and a LayerNorm.
+        ValueError: it is no chain of a patch embedding, enough of our transformer blocks and a LayerNorm.
     """
-    if not is_functional(model) or Stream.of(flatten(model)) is None:
+    blocks = 0
+    if is_functional(model) and (stream := Stream.of(flat := as_flat(model))):
+        blocks = sum(isinstance(flat.get_layer(name), TransformerBlock) for name in stream.layers)
+    if blocks < at_least:
+        needed = f"at least {at_least} TransformerBlocks" if at_least > 1 else "TransformerBlocks"
         raise ValueError(
-            "with_attention needs a model of one PatchEmbedding, TransformerBlocks one after another, and a LayerNorm "
-            f"behind them. Received: model={model.name!r}"
+            f"{option} needs a model of one PatchEmbedding, {needed} one after another, and a LayerNorm behind them. "
+            f"Received: model={model.name!r}"
         )

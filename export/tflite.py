@@ -22,7 +22,7 @@ from .calibrate import RANGES, sample
 from .files import disk_full, refuse_existing
 from .framing import check_image_sizes
 from .metadata import check_labels
-from .quantize import KINDS, ROUNDINGS, check_kinds
+from .quantize import KINDS, ROUNDINGS, check_kinds, check_merging
 from .rewriting import REWRITES, at_size, check_rewrites, rewrite
 from .saved_model import quiet_tensorflow
 from .sensitivity import LayerError, Relaxation
@@ -52,6 +52,8 @@ class FileOptions:
             each, `serving_160x224`, beside `serving_default` for the model's own; they share their weights.
         with_attention: Whether files give the model's attention as a second output, `attention`; see
             `vit_keras.export.attention`. Programs that want one output, as MediaPipe's classifier, refuse such files.
+        merge_tokens: Share of the patches that are merged into others, 0 to 0.5: less to compute for a little accuracy;
+            see `vit_keras.export.merging`. Kinds that are integer throughout have no operators for it.
     """
 
     labels: Sequence[str] | None = None
@@ -63,6 +65,7 @@ class FileOptions:
     output: str = "logits"
     image_sizes: Iterable[int | tuple[int, int]] = ()
     with_attention: bool = False
+    merge_tokens: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -74,8 +77,9 @@ class FileOptions:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}")
 
-    def check_input_dtype(self, kinds: Iterable[str]) -> None:
-        """Refuses an input type that one of the kinds cannot take."""
+    def check_for(self, kinds: Sequence[str]) -> None:
+        """Refuses what one of the kinds cannot be like."""
+        check_merging(self.merge_tokens, kinds, self.with_attention)
         for kind in kinds:
             own = KINDS[kind].input_dtype
             known = dict.fromkeys((own, "int8", "float32") if own == "uint8" else (own, "float32"))
@@ -207,7 +211,7 @@ def _convert(
     kinds = check_kinds((*paths, *sensitivity))
     targets = {kind: refuse_existing(paths[kind], overwrite) for kind in kinds if kind in paths}
     labels = None if options.labels is None else check_labels(options.labels, model.output_shape[-1])
-    options.check_input_dtype(kinds)
+    options.check_for(kinds)
     calibrated = [kind for kind in kinds if KINDS[kind].calibrated or kind in sensitivity]
     rounded = options.rounding != "nearest" and any(KINDS[kind].rounds for kind in kinds)
     if calibrated and calibration is None:
@@ -230,7 +234,8 @@ def _convert(
             "sensitivity": list(sensitivity),
             "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
         }
-        lean = rewrite(model, options.rewrites, pictures, with_attention=options.with_attention)
+        changes = {"with_attention": options.with_attention, "merge_tokens": options.merge_tokens}
+        lean = rewrite(model, options.rewrites, pictures, **changes)
         smoothing = smoothed_channels(lean)
         description["outliers"] = bool(smoothing)
         description["grids"] = [patch_grid(lean)] if options.with_attention else []
@@ -239,12 +244,7 @@ def _convert(
         for size in check_image_sizes(options.image_sizes):
             if size != model.input_shape[1:3]:
                 signatures.append(f"serving_{size[0]}x{size[1]}")
-                lean = rewrite(
-                    at_size(model, size),
-                    options.rewrites,
-                    smoothing=smoothing,
-                    with_attention=options.with_attention,
-                )
+                lean = rewrite(at_size(model, size), options.rewrites, smoothing=smoothing, **changes)
                 if options.with_attention:
                     description["grids"].append(patch_grid(lean))
                 _save(lean, pictures, Path(job, signatures[-1]), options)

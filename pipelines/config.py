@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_keras.export.framing import Framing, check_image_sizes
 from vit_keras.export.platforms import check_bundles, chosen_platforms
-from vit_keras.export.quantize import DEFAULT_KINDS, KINDS, check_kinds
+from vit_keras.export.quantize import DEFAULT_KINDS, KINDS, check_kinds, check_merging
 from vit_keras.export.targets import kinds_for
 from vit_keras.messages import nearest
 
@@ -78,7 +78,8 @@ class ExportConfig:
     """Which files are made of the trained model.
 
     Attributes:
-        kinds: Kinds of TensorFlow Lite file, as float32,static_int8; all but int4 where targets are not given either.
+        kinds: Kinds of TensorFlow Lite file, as float32,static_int8; where targets are not given either, all but int4,
+            with merge_tokens but those that are integer throughout.
         targets: Places where the files shall run, as cpu,gpu, or all: the kind that suits each is made.
         max_drop: Points of accuracy that a file may lose on the validation pictures, >= 0: layers are computed more
             finely until it does not. No limit if not given.
@@ -89,6 +90,8 @@ class ExportConfig:
             kind, with its class names, the code that runs it, and a README.
         with_attention: Whether each file is also written with its attention as a second output, which pages and apps
             can draw over the picture; the report says what that costs.
+        merge_tokens: Share of the patches that are merged into others that are like them, 0 to 0.5: files compute less,
+            and may lose a little accuracy.
         saved_model: Whether a SavedModel is written too.
         calibration_pictures: Training pictures that the ranges of integer tensors are measured on, >= 1.
         validation_pictures: Most validation pictures that a file is held to max_drop on, >= 1.
@@ -103,6 +106,7 @@ class ExportConfig:
     image_sizes: tuple[int | tuple[int, int], ...] = ()
     bundles: str | tuple[str, ...] = ()
     with_attention: bool = False
+    merge_tokens: float = 0.0
     saved_model: bool = True
     calibration_pictures: int = 200
     validation_pictures: int = 2000
@@ -110,8 +114,10 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         targets = names(self.targets)
-        kinds = names(self.kinds) or ([] if targets else DEFAULT_KINDS)
+        default = [kind for kind in DEFAULT_KINDS if not (self.merge_tokens and KINDS[kind].integer_only)]
+        kinds = names(self.kinds) or ([] if targets else default)
         kinds = check_kinds([*kinds, *kinds_for(targets)])
+        check_merging(self.merge_tokens, kinds, self.with_attention)
         if self.integer_only:
             kinds = tuple(kind for kind in kinds if KINDS[kind].integer_only)
             require(bool(kinds), "export.kinds", "integer-only with export.integer_only", self.kinds)

@@ -31,7 +31,7 @@ from vit_keras.export.bundle import MODEL_FILE
 from vit_keras.export.files import remove
 from vit_keras.export.framing import Framing
 from vit_keras.export.platforms import bundled_kind
-from vit_keras.export.structure import check_attention
+from vit_keras.export.structure import check_chain
 
 from .config import ExportConfig
 from .correlation import rank_correlations
@@ -54,7 +54,7 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         ValueError: the files shall give their attention, and the model has none.
     """
     if config.with_attention:
-        check_attention(model)
+        check_chain(model, "with_attention")
     for platform in config.bundles:
         _refuse_other(folder.tflite_file(bundled_kind(config.kinds)), folder.bundle(platform))
     if config.saved_model and not folder.saved_model.exists():
@@ -66,7 +66,12 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         return (images for images, _ in batches(sample, image_size, 64).as_numpy_iterator())
 
     def convert(files: dict[str, Path], with_attention: bool) -> dict[str, Relaxation]:
-        options = {"labels": data.classes, "image_sizes": config.image_sizes, "with_attention": with_attention}
+        options = {
+            "labels": data.classes,
+            "image_sizes": config.image_sizes,
+            "with_attention": with_attention,
+            "merge_tokens": config.merge_tokens,
+        }
         limits = {kind: limit for kind in files if (limit := _limit(kind, config)) is not None}
         if limits:
             held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
@@ -83,7 +88,7 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         convert({kind: file for kind in made if not (file := folder.attention_file(kind)).exists()}, True)
     kinds = [kind for kind in config.kinds if KINDS[kind].calibrated]
     if config.sensitivity and kinds and (missing or not folder.sensitivity.exists()):
-        errors = measure_sensitivity(model, kinds, calibration())
+        errors = measure_sensitivity(model, kinds, calibration(), merge_tokens=config.merge_tokens)
         folder.write_json(
             folder.sensitivity, {k: [dataclasses.asdict(e) for e in found] for k, found in errors.items()}
         )

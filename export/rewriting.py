@@ -31,7 +31,7 @@ from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormali
 from .merging import TokenMerging, TokenUnmerging, merged_after
 from .quantize import check_merging
 from .smoothing import smoothing_factors
-from .structure import Stream, as_flat, check_chain, flatten, inline
+from .structure import Stream, as_flat, check_chain, flatten, inline, is_for_training
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +209,8 @@ class _Emitter:
     def _call(self, layer, *args, **kwargs):
         x = args[0] if args else None
         name = layer.name
+        if is_for_training(layer):
+            return x
         if name == self.stream.rescaling and "normalisation" in self.names:
             return x
         if name in self.stream.layers:

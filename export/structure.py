@@ -42,6 +42,11 @@ _TRAINING_ONLY = (
 )
 
 
+def is_for_training(layer: Any) -> bool:
+    """Whether a layer does nothing when a model predicts."""
+    return isinstance(layer, _TRAINING_ONLY)
+
+
 def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
     """Copies a model into one flat functional float32 model, without layers that only training needs.
 
@@ -55,7 +60,7 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
     def call(layer, *args, **kwargs):
         if is_functional(layer):
             return inline(layer, args[0] if args else kwargs["inputs"], call)
-        if isinstance(layer, _TRAINING_ONLY):
+        if is_for_training(layer):
             return args[0]
         if not isinstance(layer, keras.layers.Layer):
             return layer(*args, **kwargs)
@@ -161,15 +166,16 @@ def _own_prompts(layers: list[keras.layers.Layer]) -> bool:
 
 
 def as_flat(model: keras.Model, own_norms: bool = True) -> keras.Model:
-    """Returns a model itself if it has a residual stream and `flatten` would copy it as it is, else the copy.
+    """Returns a model itself if it has a residual stream and is flat and float32 already, else what `flatten` gives.
 
-    A copy of a large model takes as much memory again, of which TensorFlow's allocator gives nothing back.
+    A copy of a large model takes as much memory again, of which TensorFlow's allocator gives nothing back. Layers that
+    only training needs may still stand in it.
     """
 
     def plain(layer: Any) -> bool:
         return (
             isinstance(layer, keras.layers.Layer)
-            and not isinstance(layer, (keras.Model, *_TRAINING_ONLY))
+            and not isinstance(layer, keras.Model)
             and not (own_norms and _is_plain_norm(layer))
             and all(part.dtype_policy.name == "float32" for part in layer._flatten_layers())
             and not any(getattr(part, "lora_enabled", False) for part in layer._flatten_layers())
@@ -181,18 +187,25 @@ def as_flat(model: keras.Model, own_norms: bool = True) -> keras.Model:
 
 
 class _Graph:
-    """Who reads from whom in a flat model."""
+    """Who reads from whom in a flat model; layers that only training needs are looked through."""
 
     def __init__(self, model: keras.Model) -> None:
         self._writers: dict[int, Any] = {}
         self._readers: dict[int, list[Any]] = {}
-        self._outputs = {id(tensor) for tensor in model.outputs}
+        self._same: dict[int, int] = {}
         for operation in model.operations:
             node = operation._inbound_nodes[-1] if operation._inbound_nodes else None
+            if is_for_training(operation):
+                self._same[id(operation.output)] = self._key(operation.input)
+                continue
             for tensor in keras.tree.flatten(operation.output):
                 self._writers[id(tensor)] = operation
             for tensor in node.input_tensors if node else ():
-                self._readers.setdefault(id(tensor), []).append(operation)
+                self._readers.setdefault(self._key(tensor), []).append(operation)
+        self._outputs = {self._key(tensor) for tensor in model.outputs}
+
+    def _key(self, tensor) -> int:
+        return self._same.get(id(tensor), id(tensor))
 
     def readers(self, layer) -> list[Any]:
         """The layers that take what a layer gives; `None` stands for the model's own output."""
@@ -200,7 +213,7 @@ class _Graph:
         return self._readers.get(id(tensor), []) + [None] * (id(tensor) in self._outputs)
 
     def writer(self, layer) -> Any:
-        return self._writers.get(id(layer.input))
+        return self._writers.get(self._key(layer.input))
 
     def linear_readers(self, norm) -> tuple[str, ...]:
         """Names of the products that a LayerNorm ends in through layers that commute with its gamma and beta."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from harness import check_layer
 
+import vit_keras
 from vit_keras.export import Classifier, to_tflite
 from vit_keras.export.inference_layers import (
     InferenceAttention,
@@ -14,7 +15,7 @@ from vit_keras.export.inference_layers import (
 )
 from vit_keras.export.rewriting import REWRITES, check_rewrites, rewrite
 from vit_keras.export.smoothing import smoothed_channels
-from vit_keras.export.structure import Stream, flatten
+from vit_keras.export.structure import Stream, as_flat, flatten
 from vit_keras.heads import classifier
 from vit_keras.layers import TransformerBlock
 from vit_keras.models import deit, deit3, vit
@@ -106,6 +107,32 @@ def test_each_rewrite_takes_operators_out(tmp_path):
     assert every["SUB"] == 0
     assert every["MEAN"] == 5
     assert sum(every.values()) < 0.86 * sum(none.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_flat_float32_model_is_rewritten_without_a_copy_of_it(name):
+    model = with_pixels(MODELS[name])
+    nodes = [len(layer._inbound_nodes) for layer in model.layers]
+    assert as_flat(model) is model
+    assert Stream.of(model) == Stream.of(flatten(model))
+    rewrite(model)
+    assert [len(layer._inbound_nodes) for layer in model.layers] == nodes
+
+
+def test_any_other_model_is_copied_flat():
+    inputs = keras.Input((24, 24, 3))
+    token = with_pixels(MODELS["token"])
+    normed = keras.Model(inputs, keras.layers.LayerNormalization()(token(inputs)))
+    adapted = vit_keras.adapt(token, "lora", rank=2)
+    foreign = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
+    for model in (
+        keras.Sequential([keras.Input((24, 24, 3)), token]),
+        keras.Model(inputs, token(inputs)),
+        normed,
+        adapted,
+        foreign,
+    ):
+        assert as_flat(model) is not model
 
 
 def test_the_last_block_computes_what_is_read():

@@ -181,7 +181,7 @@ def as_flat(model: keras.Model, own_norms: bool = True) -> keras.Model:
             and not any(getattr(part, "lora_enabled", False) for part in layer._flatten_layers())
         )
 
-    functional = isinstance(model, keras.src.models.Functional) and not isinstance(model, keras.Sequential)
+    functional = isinstance(model, keras.src.models.Functional)
     as_it_is = functional and len(model.inputs) == 1 and all(map(plain, model.operations)) and Stream.of(model)
     return model if as_it_is else flatten(model, own_norms)
 

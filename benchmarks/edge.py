@@ -13,13 +13,13 @@ litert-torch, and through onnxruntime; KerasHub's model through Keras's own expo
     PEERS/bin/pip install litert-torch onnx onnxruntime onnxscript keras-hub "tensorflow==2.21.*" "keras==3.15.*"
     PEERS/bin/pip install --no-deps timm
 
-`--prepare` writes each file in a child process; a JSON file beside it holds seconds and peak memory, `.log` what was
-printed. What is there already stays, unless `--overwrite`. `--photos` is a folder of pictures to calibrate with;
-without it they are noise. `--time` gives each contestant a process, which runs one picture over and over when it is
-its turn, A B C, B C A, C A B, while the others wait; the first call of a turn is not counted. A ratio is taken
-between turns of the same round. All TensorFlow Lite files run in LiteRT's interpreter of our environment, with its
-default delegate, XNNPACK. `--conversion` measures our conversion of ViT-B/16: each kind alone, all at once, and
-ten times in one program.
+`--prepare` writes each file in a child process; a JSON file beside it holds peak memory and the seconds it took while
+that was watched, `.log` what was printed. What is there already stays, unless `--overwrite`. `--photos` is a folder of
+pictures to calibrate with; without it they are noise. `--time` gives each contestant a process, which runs one picture
+over and over when it is its turn, A B C, B C A, C A B, while the others wait; the first call of a turn is not counted.
+A ratio is taken between turns of the same round. All TensorFlow Lite files run in LiteRT's interpreter of our
+environment, with its default delegate, XNNPACK. `--conversion` measures our conversion of ViT-B/16: each kind alone,
+all at once, and ten times in one program; seconds and peak memory in runs of their own.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,19 @@ def write_pictures(folder: Path, photos: Path | None, count: int) -> None:
     np.save(folder / "test.npy", chosen[count:])
 
 
-def child(python: str, log: Path, *task: Any) -> list[dict]:
-    """Runs a task of `edge_files.py`; returns its reports, each with the peak memory of process and children."""
+def child(python: str, log: Path, *task: Any, watched: bool = True) -> list[dict]:
+    """Runs a task of `edge_files.py`; returns its reports, each with the peak memory of process and children.
+
+    Watching takes a third of a core, and holds up whoever asks for memory: what is timed is not watched.
+    """
     command = [python, str(Path(__file__).with_name("edge_files.py")), *map(str, task)]
     worker = Worker(command, log=log)
-    with watched_memory(worker.process.pid) as peak:
+    with watched_memory(worker.process.pid) if watched else nullcontext([0]) as peak:
         reports = [json.loads(line) for line in worker.process.stdout]
     worker.stop()
     if worker.process.returncode and not any("error" in report for report in reports):
         reports.append({"error": f"the process ended with code {worker.process.returncode}"})
-    return [{**report, "peak_mb": peak[0]} for report in reports]
+    return [{**report, "peak_mb": peak[0]} for report in reports] if watched else reports
 
 
 def prepare(folder: Path, pythons: dict[bool, Any], names: Iterable[str], overwrite: bool) -> bool:
@@ -228,19 +232,21 @@ def page(title: str, results: dict) -> str:
     return table(*lines) + "".join(notes)
 
 
-def conversion(folder: Path, times: int) -> str:
+def conversion(folder: Path, kinds: Sequence[str], times: int) -> str:
     """Returns the tables of what our conversion costs."""
 
-    def convert(kinds: str, times: int) -> list[dict]:
-        reports = child(sys.executable, folder / "conversion.log", "conversion", folder, kinds, times)
+    def convert(kinds: str, times: int, watched: bool) -> list[dict]:
+        task = "conversion", folder, kinds, times
+        reports = child(sys.executable, folder / "conversion.log", *task, watched=watched)
         say(folder, kinds, reports[-1])
         return reports
 
     once, repeated = [[f"{TITLES[folder.name]}, to", "seconds", "peak memory, MB"]], [["time", "seconds", "memory, MB"]]
-    for title, kinds in {**{kind: kind for kind in KINDS}, "all at once": ",".join(KINDS)}.items():
-        report = convert(kinds, 1)[-1]
-        once.append([title, *(str(report.get(key, report.get("error"))) for key in ("seconds", "peak_mb"))])
-    for number, report in enumerate(convert(REPEATED, times), 1):
+    for title, joined in {**{kind: kind for kind in kinds}, "all at once": ",".join(kinds)}.items():
+        timed, watched = (convert(joined, 1, watched)[-1] for watched in (False, True))
+        figures = timed.get("seconds", timed.get("error")), watched.get("peak_mb", watched.get("error"))
+        once.append([title, *map(str, figures)])
+    for number, report in enumerate(convert(REPEATED, times, watched=False), 1):
         repeated.append([str(number), *(str(report.get(key, report.get("error"))) for key in ("seconds", "rss_mb"))])
     count = len(pictures(folder, "calibration"))
     note = f"Peak: the program and its children together, model included. {count} calibration pictures.\n"
@@ -263,6 +269,7 @@ def arguments_of(line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20, help="at least 2")
     parser.add_argument("--turn", type=float, default=0.5, help="seconds that a contestant computes per turn")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="for --conversion")
     parser.add_argument("--repeat", type=int, default=10, help="conversions in one program")
     parser.add_argument("--out", type=Path, help="Markdown file to write; --time writes all rounds beside it, as JSON")
     return parser.parse_args(line)
@@ -286,7 +293,8 @@ def main() -> None:
     for folder in folders:
         folder.mkdir(exist_ok=True)
     if arguments.conversion:
-        return publish([conversion(folder, arguments.repeat) for folder in folders], arguments.out)
+        pages = [conversion(folder, arguments.kinds, arguments.repeat) for folder in folders]
+        return publish(pages, arguments.out)
     good = [prepare(folder, pythons, names, arguments.overwrite) for folder in folders]
     sys.exit(None if all(good) else "Not all files could be written; their .log files say why.")
 

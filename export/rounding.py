@@ -186,30 +186,34 @@ def compensated(weights: np.ndarray, gram: np.ndarray, bits: int, block: int | N
     diagonal += DAMPING * diagonal.mean() + 1e-12
     factor = np.linalg.cholesky(gram)
     factor /= np.einsum("ii->i", factor).copy()  # Column i: what the errors of later weights ask of weight i.
-    factor = factor.astype("float32")
+    # Row i from here on, and of the weights too: what is read together lies side by side.
+    factor = factor.T.astype("float32", order="C")
+    columns = np.ascontiguousarray(weights.T)
     top = 2 ** (bits - 1) - 1
-    errors = np.zeros_like(weights)
-    result = np.empty_like(weights)
-    scale, largest = (None, None) if block else _scale(weights, top)
-    size = weights.shape[1]
+    errors = np.zeros_like(columns)
+    result = np.empty_like(columns)
+    size = len(columns)
+    scale, largest = (None, None) if block else _scale(columns, top)
     for start in reversed(range(0, size, block or _BLOCK)):
         stop = min(start + (block or _BLOCK), size)
-        wanted = weights[:, start:stop] + errors[:, stop:] @ factor[stop:, start:stop]
+        wanted = columns[start:stop] + factor[start:stop, stop:] @ errors[stop:]
         if block:
             scale, largest = _scale(wanted, top)
             scale = np.maximum(scale.astype("float16").astype("float32"), 1e-7)
             largest = largest + start
         for i in reversed(range(start, stop)):
-            target = wanted[:, i - start] + errors[:, i + 1 : stop] @ factor[i + 1 : stop, i]
-            integer = np.clip(np.rint(target / scale), -top, top)
-            integer = np.where((largest == i) & (target != 0), np.copysign(top, target), integer)
-            result[:, i] = integer * scale
-            errors[:, i] = weights[:, i] - result[:, i]
-    return result
+            target = wanted[i - start] + factor[i, i + 1 : stop] @ errors[i + 1 : stop]
+            integer = np.rint(target / scale)
+            np.clip(integer, -top, top, out=integer)
+            kept = np.flatnonzero(largest == i)
+            integer[kept] = np.where(target[kept] != 0, np.copysign(top, target[kept]), integer[kept])
+            np.multiply(integer, scale, out=result[i])
+            np.subtract(columns[i], result[i], out=errors[i])
+    return result.T
 
 
-def _scale(weights: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the scale of every row, and where its largest weight stands."""
-    sizes = np.abs(weights)
-    largest = sizes.argmax(axis=1)
-    return np.maximum(sizes.max(axis=1) / top, 1e-30), largest
+def _scale(columns: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scale of every channel, and where its largest weight stands, of weights `(in, out)`."""
+    sizes = np.abs(columns)
+    largest = sizes.argmax(axis=0)
+    return np.maximum(sizes.max(axis=0) / top, 1e-30), largest

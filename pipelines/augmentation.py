@@ -52,7 +52,8 @@ class Plan(NamedTuple):
     """What shall happen to a picture, or with a leading batch axis to several. S is the number of tables.
 
     Attributes:
-        crop: Numbers in [0, 1) for area, proportions, top and left of the random crop, `(4,)`.
+        crop: Height and width of the random crop over the root of the picture's area, and how far down and right of
+            where it can lie, in [0, 1); `(4,)`.
         flip: Whether to mirror left to right.
         sharpness: Factor of sharpness minus 1; 0 for none.
         blur: Deviation of a Gaussian blur in pixels; 0 for none.
@@ -120,7 +121,7 @@ def plan(key: tf.Tensor, indices: tf.Tensor, image_size: tuple[int, int], change
     saturation = jitter[:, 2] * tf.reduce_prod(1 + strength("saturation", 0.9), axis=1)
     box, colour = _erased(drawn["erase"], image_size, changes)
     return Plan(
-        crop=drawn["crop"],
+        crop=_cropped(drawn["crop"], changes),
         flip=tf.logical_and(drawn["flip"][:, 0] < 0.5, changes.flip),
         sharpness=tf.reduce_prod(1 + strength("sharpness", 0.9), axis=1) - 1,
         blur=tf.where(choice == 2, 0.1 + 1.9 * drawn["three"][:, 1], 0.0),
@@ -134,6 +135,17 @@ def plan(key: tf.Tensor, indices: tf.Tensor, image_size: tuple[int, int], change
         mix=drawn["mix"],
         key=keys,
     )
+
+
+def _cropped(drawn: tf.Tensor, changes: Changes) -> tf.Tensor:
+    """Returns `Plan.crop` of several pictures, `(B, 4)`: area and proportions drawn as in Inception's training.
+
+    Reference:
+        Szegedy et al., "Going Deeper with Convolutions" (arXiv:1409.4842), section 6.
+    """
+    side = tf.sqrt(changes.crop_area + (1 - changes.crop_area) * drawn[:, :1])
+    stretch = tf.exp((drawn[:, 1:2] - 0.5) * math.log(4 / 3))  # Root of the proportions, which lie in 3/4 to 4/3.
+    return tf.concat([side / stretch, side * stretch, drawn[:, 2:]], axis=1)
 
 
 def _rand_augment(slots: tf.Tensor, changes: Changes) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -200,26 +212,18 @@ def _erased(drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> 
 # What is done
 
 
-def crop_box(drawn: tf.Tensor, shape: tf.Tensor, changes: Changes) -> tf.Tensor:
+def crop_box(crop: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     """Returns the window of a random resized crop: top, left, height and width in pixels, int32 `(4,)`.
 
-    Area and proportions are drawn as in Inception's training; a window that would stick out is cut to the picture,
-    where other code draws again.
+    A window that would stick out is cut to the picture, where other code draws again.
 
     Args:
-        drawn: `Plan.crop` of one picture.
+        crop: `Plan.crop` of one picture.
         shape: Height and width of the picture, int32 `(2,)`.
-        changes: Which, and how strongly.
-
-    Reference:
-        Szegedy et al., "Going Deeper with Convolutions" (arXiv:1409.4842), section 6.
     """
     size = tf.cast(shape, tf.float32)
-    area = (changes.crop_area + (1 - changes.crop_area) * drawn[0]) * tf.reduce_prod(size)
-    stretch = tf.exp((drawn[1] - 0.5) * math.log(4 / 3))  # Square root of the proportions, which lie in 3/4 to 4/3.
-    box = tf.clip_by_value(tf.round(tf.sqrt(area) * tf.stack([1 / stretch, stretch])), 1.0, size)
-    start = tf.floor(drawn[2:] * (size - box + 1))
-    return tf.cast(tf.concat([start, box], axis=0), tf.int32)
+    box = tf.clip_by_value(tf.round(tf.sqrt(tf.reduce_prod(size)) * crop[:2]), 1.0, size)
+    return tf.cast(tf.concat([crop[2:] * (size - box + 1), box], axis=0), tf.int32)
 
 
 def change_picture(picture: tf.Tensor, own: Plan, changes: Changes) -> tf.Tensor:

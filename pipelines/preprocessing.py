@@ -240,11 +240,11 @@ def _cropping_reader(
     """
     if changes.crop_area == 1:
         whole = _picture_reader(split, image_size)
-        return lambda i, _drawn: whole(i)
+        return lambda i, _crop: whole(i)
     get = _source(split)
     if isinstance(split.images, np.ndarray):
-        return lambda i, drawn: _crop(get(i), drawn, image_size, changes)
-    return lambda i, drawn: _decode_crop(get(i), drawn, image_size, changes)
+        return lambda i, crop: _crop(get(i), crop, image_size)
+    return lambda i, crop: _decode_crop(get(i), crop, image_size)
 
 
 def _source(split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -263,14 +263,14 @@ def _source(split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
     return encoded_reader(split.images)
 
 
-def _decode_crop(encoded: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> tf.Tensor:
+def _decode_crop(encoded: tf.Tensor, crop: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     """Decodes no more of a JPEG than its random crop, and a large one at a fraction of its size."""
     turned = orientation(encoded)
 
     def fused() -> tf.Tensor:
-        box = crop_box(drawn, tf.image.extract_jpeg_shape(encoded)[:2], changes)
+        box = crop_box(crop, tf.image.extract_jpeg_shape(encoded)[:2])
         spare = _spare(box, image_size)
-        halvings = tf.cast(spare >= 2, tf.int32) + tf.cast(spare >= 4, tf.int32) + tf.cast(spare >= 8, tf.int32)
+        halvings = tf.reduce_sum(tf.cast(spare >= [2.0, 4.0, 8.0], tf.int32))
         decoders = [
             lambda ratio=ratio: tf.image.decode_and_crop_jpeg(encoded, _smaller(box, ratio), channels=3, ratio=ratio)
             for ratio in (1, 2, 4, 8)
@@ -279,7 +279,7 @@ def _decode_crop(encoded: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, in
 
     def plain() -> tf.Tensor:
         picture = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return _crop(upright(picture, turned), drawn, image_size, changes)
+        return _crop(upright(picture, turned), crop, image_size)
 
     return tf.cond(tf.io.is_jpeg(encoded) & (turned == 1), fused, plain)
 
@@ -292,9 +292,9 @@ def _smaller(box: tf.Tensor, ratio: int) -> tf.Tensor:
     return tf.concat([first, last - first], axis=0)
 
 
-def _crop(picture: tf.Tensor, drawn: tf.Tensor, image_size: tuple[int, int], changes: Changes) -> tf.Tensor:
+def _crop(picture: tf.Tensor, crop: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     """Cuts a random resized crop out of a picture, uint8 `(h, w, 3)`."""
-    box = crop_box(drawn, tf.shape(picture)[:2], changes)
+    box = crop_box(crop, tf.shape(picture)[:2])
     top, left, height, width = tf.unstack(box)
     cut = picture[top : top + height, left : left + width]
     far = _spare(box, image_size) >= 2

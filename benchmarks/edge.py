@@ -64,9 +64,9 @@ def write_pictures(folder: Path, photos: Path | None, count: int) -> None:
 
 
 def child(python: str, log: Path, *task: Any, watched: bool = True) -> list[dict]:
-    """Runs a task of `edge_files.py`; returns its reports, each with the peak memory of process and children.
+    """Runs a task of `edge_files.py`; returns its reports, if watched with the peak memory of process and children.
 
-    Watching takes a third of a core, and holds up whoever asks for memory: what is timed is not watched.
+    Watching takes a third of a core: what is watched is slower.
     """
     command = [python, str(Path(__file__).with_name("edge_files.py")), *map(str, task)]
     worker = Worker(command, log=log)
@@ -242,7 +242,8 @@ def conversion(folder: Path, kinds: Sequence[str], times: int) -> str:
         return reports
 
     once, repeated = [[f"{TITLES[folder.name]}, to", "seconds", "peak memory, MB"]], [["time", "seconds", "memory, MB"]]
-    for title, joined in {**{kind: kind for kind in kinds}, "all at once": ",".join(kinds)}.items():
+    together = {"all at once": ",".join(kinds)} if len(kinds) > 1 else {}
+    for title, joined in {**{kind: kind for kind in kinds}, **together}.items():
         timed, watched = (convert(joined, 1, watched)[-1] for watched in (False, True))
         figures = timed.get("seconds", timed.get("error")), watched.get("peak_mb", watched.get("error"))
         once.append([title, *map(str, figures)])
@@ -269,7 +270,7 @@ def arguments_of(line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20, help="at least 2")
     parser.add_argument("--turn", type=float, default=0.5, help="seconds that a contestant computes per turn")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="for --conversion")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="for --conversion")
     parser.add_argument("--repeat", type=int, default=10, help="conversions in one program")
     parser.add_argument("--out", type=Path, help="Markdown file to write; --time writes all rounds beside it, as JSON")
     return parser.parse_args(line)

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 import vit_keras
-from vit_keras.export import KINDS, REWRITES, Classifier, FileOptions, Rule, rewrite
+from vit_keras.export import KINDS, RANGES, REWRITES, Classifier, FileOptions, Rule, rewrite
 from vit_keras.export.calibrate import observe, sample
 from vit_keras.export.conversion import Converter, Graph
 from vit_keras.export.quantize import PRODUCTS, Kind
@@ -54,7 +54,6 @@ class Variant:
     title: str
     kind: Kind
     rewrites: tuple[str, ...] = tuple(REWRITES)
-    ranges: str = "minmax"
     rounding: str = "compensated"
 
 
@@ -67,8 +66,8 @@ def variants() -> Iterator[Variant]:
         yield Variant(f"{name}, no rewrites", KINDS[name], ())
         for left_out in REWRITES:
             yield Variant(f"{name} without {left_out}", KINDS[name], tuple(r for r in REWRITES if r != left_out))
-        for ranges in ("percentile", "mse"):
-            yield Variant(f"{name}, ranges {ranges}", KINDS[name], ranges=ranges)
+        for ranges in (r for r in RANGES if r not in ("closest", KINDS[name].ranges)):
+            yield Variant(f"{name}, ranges {ranges}", dataclasses.replace(KINDS[name], ranges=ranges))
     further = {
         "static_int8": {
             "attention in float": (FLOAT_ATTENTION,),
@@ -147,9 +146,11 @@ def main() -> None:
         kind = variant.kind.for_outliers() if outliers and "in int16" not in variant.title else variant.kind
         rounding = Rounding(float32) if variant.rounding == "compensated" else None
         see = rounding.see if rounding else None
-        observed = observe(float32, (p[None] for p in calibration), variant.ranges, see)
+        observed = observe(float32, (p[None] for p in calibration), see, sampled=kind.ranges != "minmax")
         graph = Graph(float32, observed, rounding)
-        logits = Classifier(graph.make(kind)).logits(images).astype("float64")
+        settled = graph.settled(kind, calibration)
+        title = variant.title if settled is kind else f"{variant.title} ({settled.ranges})"
+        logits = Classifier(graph.make(settled)).logits(images).astype("float64")
         cosine = (logits * exact).sum(1) / np.linalg.norm(logits, axis=1) / np.linalg.norm(exact, axis=1)
         guesses = logits.argmax(axis=1)
         cells = (
@@ -159,7 +160,7 @@ def main() -> None:
             f"{cosine.mean():.5f}",
             f"{cosine.min():.5f}",
         )
-        lines.append(f"| {variant.title} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -53,6 +54,19 @@ def sample(batches: Iterable[np.ndarray], image_size: tuple[int, int], limit: in
     return pictures
 
 
+RANGES: dict[str, str] = {
+    "minmax": "the true minimum and maximum: nothing is cut",
+    "percentile": "without the lowest and the highest hundred-thousandth",
+    "mse": "the range with the least mean square error in 8 bits",
+    "closest": "whichever of these leaves the logits of sample pictures closest to float32's",
+}
+"""How the ranges of activations are chosen from what these did on the sample pictures."""
+
+_SAMPLE = 1024
+"""Values of an activation that are kept of each batch, to choose a range from."""
+_BINS = 4096
+
+
 @dataclass(frozen=True)
 class Observed:
     """What an activation did on the sample pictures.
@@ -60,36 +74,57 @@ class Observed:
     Attributes:
         low: Its minimum, `(1, ..., 1)` of the tensor's rank.
         high: Its maximum, likewise.
+        sample: Some of its values, `(n,)`; none where nothing shall be cut.
+        symmetric: Whether its integers must have no zero point.
     """
 
     low: np.ndarray
     high: np.ndarray
+    sample: np.ndarray = field(default_factory=lambda: np.zeros(0, "float32"))
+    symmetric: bool = False
 
+    def cut(self, ranges: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ends of the range that a method in `RANGES` chooses, shaped as `low` and `high`.
 
-RANGES: dict[str, str] = {
-    "minmax": "the true minimum and maximum: nothing is cut",
-    "percentile": "without the lowest and the highest hundred-thousandth",
-    "mse": "the range with the least mean square error in 8 bits",
-}
-"""How the range of an activation is chosen from what it did on the sample pictures."""
+        `"closest"`, which is none of them before a file was made with each, cuts nothing.
+        """
+        way = {"minmax": "_whole", "closest": "_whole", "percentile": "_inner", "mse": "_least_error"}[ranges]
+        low, high = getattr(self, way)
+        if self.symmetric:
+            high = max(-low, high)
+            low = -high * 128 / 127
+        return np.full_like(self.low, low), np.full_like(self.high, high)
 
-_SAMPLE = 2048
-"""Values of an activation that are kept of each batch, to choose a range from."""
+    @property
+    def _whole(self) -> tuple[float, float]:
+        return self.low.item(), self.high.item()
+
+    @cached_property
+    def _inner(self) -> tuple[float, float]:
+        if not self.sample.size:
+            return self._whole
+        low, high = np.quantile(self.sample, [1e-5, 1 - 1e-5])
+        return max(self.low.item(), low), min(self.high.item(), high)
+
+    @cached_property
+    def _least_error(self) -> tuple[float, float]:
+        return least_error(self.sample, *self._whole) if self.sample.size else self._whole
 
 
 def observe(
     float32: bytes,
     batches: Iterable[np.ndarray],
-    ranges: str = "minmax",
     see: Callable[[str, np.ndarray], None] | None = None,
+    sampled: bool = False,
 ) -> dict[str, Observed]:
-    """Measures the range of every activation.
+    """Looks at every activation.
 
     Args:
         float32: Content of a float32 TensorFlow Lite file with one input.
         batches: Pictures as the file takes them, `(B, H, W, 3)`.
-        ranges: A name in `RANGES`. The pixels keep their whole range.
         see: What else is to see every tensor of every batch: its name and values.
+        sampled: Whether to keep a sample of each activation, as other `RANGES` than `"minmax"` need it; not of the
+            pixels, which keep their whole range.
 
     Returns:
         Tensor name to what was observed.
@@ -109,19 +144,17 @@ def observe(
             low, high = ends.get(name, (np.inf, -np.inf))
             ends[name] = min(low, values.min()), max(high, values.max())
             ranks[name] = values.ndim
-            if ranges != "minmax":
-                sample = rng.choice(values.ravel(), min(_SAMPLE, values.size), replace=False)
-                samples.setdefault(name, []).append(sample)
-    for name, values in samples.items():
-        if name != classifier.input_name:
-            ends[name] = _cut(np.concatenate(values), *ends[name], ranges)
-    for name in symmetric & ends.keys():
-        largest = max(map(abs, ends[name]))
-        ends[name] = -largest * 128 / 127, largest
-    return {
-        name: Observed(*(np.full((1,) * ranks[name], end, "float32") for end in low_high))
-        for name, low_high in ends.items()
-    }
+            if sampled and name != classifier.input_name:
+                drawn = values.ravel()
+                if drawn.size > _SAMPLE:
+                    drawn = drawn[rng.integers(drawn.size, size=_SAMPLE)]
+                samples.setdefault(name, []).append(drawn)
+    observed = {}
+    for name, low_high in ends.items():
+        low, high = (np.full((1,) * ranks[name], end, "float32") for end in low_high)
+        drawn = np.concatenate(samples.pop(name, [np.zeros(0, "float32")]))
+        observed[name] = Observed(low, high, drawn, name in symmetric)
+    return observed
 
 
 _SAME_SCALE = ("RESHAPE", "SLICE", "SPLIT", "STRIDED_SLICE", "TRANSPOSE")
@@ -156,21 +189,21 @@ def second_operands(float32: bytes) -> set[str]:
     return {graph.Tensors(index).Name().decode() for index in found}
 
 
-def _cut(sample: np.ndarray, low: float, high: float, ranges: str) -> tuple[float, float]:
-    """Returns the part of `low` to `high` that a method keeps."""
-    if ranges == "percentile":
-        inner_low, inner_high = np.quantile(sample, [1e-5, 1 - 1e-5])
-        return max(low, inner_low), min(high, inner_high)
-    best = (_error(sample, low, high), low, high)
+def least_error(sample: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Returns the part of `low` to `high`, between which a sample lies, where 8-bit integers have the least error."""
+    # In float64: float32 has no 4,096 edges between neighbours such as 1 and 1.0003.
+    counts, edges = np.histogram(sample.astype("float64"), _BINS, (low, high))
+    values = ((edges[:-1] + edges[1:]) / 2)[counts > 0]
+    counts = counts[counts > 0]
+
+    def error(low: float, high: float) -> float:
+        low, high = min(low, 0.0), max(high, 0.0)  # The range always holds zero.
+        step = max((high - low) / 255, 1e-30)
+        return float(np.square(np.clip(np.rint((values - low) / step), 0, 255) * step + low - values) @ counts)
+
+    best = (error(low, high), low, high)
     for share in np.linspace(0.3, 1, 36) if low < 0 else ():
-        best = min(best, (_error(sample, low * share, best[2]), low * share, best[2]))
+        best = min(best, (error(low * share, best[2]), low * share, best[2]))
     for share in np.linspace(0.3, 1, 36) if high > 0 else ():
-        best = min(best, (_error(sample, best[1], high * share), best[1], high * share))
+        best = min(best, (error(best[1], high * share), best[1], high * share))
     return best[1], best[2]
-
-
-def _error(sample: np.ndarray, low: float, high: float) -> float:
-    """The mean square error of 8-bit integers over a range, which always holds zero."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = max((high - low) / 255, 1e-30)
-    return float(np.square(np.clip(np.rint((sample - low) / step), 0, 255) * step + low - sample).mean())

@@ -20,17 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from .calibrate import Observed, observe
+from .calibrate import RANGES, Observed, observe
 from .files import replacing
 from .interpreter import Classifier
 from .metadata import with_metadata
-from .packing import merged, with_scores_first
+from .packing import merged, results_of, with_scores_first
 from .quantize import KINDS, Kind, Rule, layer_of
 from .rounding import Rounding, products
-from .sensitivity import Relaxation, layer_errors, relax
+from .sensitivity import Relaxation, layer_errors, relative_error, relax
 
 SENSITIVITY_PICTURES = 32
 """Pictures that a layer's effect on the logits is measured on."""
+RANGES_PICTURES = 64
+"""Pictures that the ways to choose ranges are compared on."""
 _TINY = 2.0**-20
 """A weight that stands for none: far below any that matters, and its scale is still a number in half precision."""
 
@@ -67,11 +69,12 @@ def main(job: Path, converter: Converter) -> None:
     for signature in description["signatures"]:
         rounding = next(iter(graphs.values())).rounding if graphs else None
         graphs[signature] = Graph.of(job / signature, description, rounding, Converter() if graphs else converter)
-    own = next(iter(graphs.values()))  # The model's own size: budgets and errors are measured on it.
-    results, remarks = {}, []
+    own = next(iter(graphs.values()))  # The model's own size: ranges, budgets and errors are measured on it.
+    pictures = _pictures(job / next(iter(graphs)))
+    results, remarks, ranges = {}, [], {}
     for name, target in description["targets"].items():
-        kind = dataclasses.replace(KINDS[name], input_dtype=description["input_dtype"] or KINDS[name].input_dtype)
-        kind = kind.for_outliers() if description["outliers"] else kind
+        kind = own.settled(_as_told(name, description), pictures)
+        ranges[name] = kind.ranges
         if name in description["max_drop"] and kind.rules:
             validation = np.load(job / "validation.npz", allow_pickle=False)
             kind, found = _within_budget(own, kind, validation, description["max_drop"][name])
@@ -90,11 +93,19 @@ def main(job: Path, converter: Converter) -> None:
             temporary.write_bytes(content)
     errors = {}
     for name in description["sensitivity"]:
-        pictures = _pictures(job / next(iter(graphs)))[:SENSITIVITY_PICTURES]
-        kind = KINDS[name].for_outliers() if description["outliers"] else KINDS[name]
-        found = layer_errors(own.float32, kind, pictures, own.make)
+        kind = own.settled(_as_told(name, description), pictures)
+        found = layer_errors(own.float32, kind, pictures[:SENSITIVITY_PICTURES], own.make)
         errors[name] = [dataclasses.asdict(error) for error in found]
-    (job / "results.json").write_text(json.dumps({"relaxations": results, "errors": errors, "remarks": remarks}))
+    found = {"relaxations": results, "errors": errors, "ranges": ranges, "remarks": remarks}
+    (job / "results.json").write_text(json.dumps(found))
+
+
+def _as_told(name: str, description: dict[str, Any]) -> Kind:
+    """Returns a kind with what a job says of its input and its ranges, and with what the model's outliers need."""
+    kind = KINDS[name]
+    told = {key: description[key] for key in ("input_dtype", "ranges") if description[key]}
+    kind = dataclasses.replace(kind, **told)
+    return kind.for_outliers() if description["outliers"] else kind
 
 
 def _some(layers: list[str]) -> str:
@@ -107,7 +118,7 @@ class Graph:
 
     Attributes:
         float32: Content of a file.
-        observed: Ranges of the activations; empty if no kind needs them.
+        observed: What the activations did; empty if no kind needs it.
         rounding: Rounds the weights; `None` for the quantiser's own way, to the nearest.
     """
 
@@ -128,16 +139,35 @@ class Graph:
         float32 = converter.convert(folder / "saved_model")
         if description["grids"]:
             float32 = with_scores_first(float32)
-        kinds = [KINDS[name] for name in (*description["targets"], *description["sensitivity"])]
-        looked_at = (folder / "calibration.npy").exists()
+        kinds = [_as_told(name, description) for name in (*description["targets"], *description["sensitivity"])]
+        pictures = _pictures(folder)
+        looked_at = len(pictures) > 0
         see = None
         if rounding is None and looked_at and description["rounding"] == "compensated":
             rounding = Rounding(float32)
             see = rounding.see
         if not (see or (looked_at and any(kind.calibrated for kind in kinds))):
             return cls(float32, {}, rounding)
-        batches = _batches(_pictures(folder), description["batch_size"])
-        return cls(float32, observe(float32, batches, description["ranges"], see), rounding)
+        batches = _batches(pictures, description["batch_size"])
+        sampled = any(kind.calibrated and kind.ranges != "minmax" for kind in kinds)
+        return cls(float32, observe(float32, batches, see, sampled), rounding)
+
+    def settled(self, kind: Kind, pictures: np.ndarray) -> Kind:
+        """Returns a kind with the method that its ranges are chosen by, where it asks for the closest.
+
+        Args:
+            kind: The kind.
+            pictures: The sample pictures, `(n, H, W, 3)`: the method is found on the first of them.
+        """
+        if not kind.calibrated or kind.ranges != "closest":
+            return kind
+
+        def logits(content: bytes) -> np.ndarray:
+            return Classifier(content, os.cpu_count() or 1).logits(pictures[:RANGES_PICTURES])
+
+        exact = logits(self.float32)
+        candidates = [dataclasses.replace(kind, ranges=name) for name in RANGES if name != "closest"]
+        return min(candidates, key=lambda candidate: relative_error(logits(self.make(candidate)), exact))
 
     def make(self, kind: Kind) -> bytes:
         """Returns the content of a file of a kind."""
@@ -152,7 +182,9 @@ class Graph:
 
 
 def _pictures(folder: Path) -> np.ndarray:
-    return np.load(folder / "calibration.npy", allow_pickle=False)
+    """Returns the pictures of a signature to calibrate with; none where there are none."""
+    file = folder / "calibration.npy"
+    return np.load(file, "r", allow_pickle=False) if file.exists() else np.zeros(0, "float32")
 
 
 def _within_budget(graph: Graph, kind: Kind, validation, max_drop: float) -> tuple[Kind, Relaxation]:
@@ -193,8 +225,16 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding
         _set_ends(quantizer, kind.input_dtype)
     ranges, room = None, kind.headroom
     if kind.calibrated:
-        ranges = {name: {"min": o.low * room, "max": o.high * room} for name, o in observed.items()}
+        wide = _in_16_bits(float32, kind)  # They have room for all, and are that wide for the sake of outliers.
+        ends = {name: o.cut("minmax" if name in wide else kind.ranges) for name, o in observed.items()}
+        ranges = {name: {"min": low * room, "max": high * room} for name, (low, high) in ends.items()}
     return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+
+
+def _in_16_bits(float32: bytes, kind: Kind) -> set[str]:
+    """Returns the names of the results of those operators whose activations a kind computes in 16 bits."""
+    rules = ((results, kind.rule_for(operator, results[0])) for operator, results in results_of(float32))
+    return {result for results, rule in rules if rule and rule.activations == 16 for result in results}
 
 
 def _fill_empty_blocks(content: bytearray, kind: Kind) -> None:

@@ -31,6 +31,19 @@ def check_model(content: bytes | bytearray) -> schema.Model:
     return schema.Model.GetRootAs(content)
 
 
+def results_of(content: bytes | bytearray) -> list[tuple[str, list[str]]]:
+    """Returns every operator of a TensorFlow Lite file, in its order: its name, and those of its results."""
+    model = check_model(content)
+    graph = model.Subgraphs(0)
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    kinds = [names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes]
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    return [
+        (kinds[o.OpcodeIndex()], [graph.Tensors(int(i)).Name().decode() for i in o.OutputsAsNumpy()]) for o in operators
+    ]
+
+
 def with_entry(content: bytes, name: str, data: bytes) -> list[Part]:
     """Adds a metadata entry to a model, aligns its buffers, and takes them all into the flatbuffer.
 

@@ -57,6 +57,7 @@ class Kind:
         rules: How its operators are computed; those that no rule names stay float32.
         input_dtype: NumPy name of the type that the file takes pixels in; integer types are scaled.
         integer_only: Whether no operator may touch a float tensor.
+        ranges: How the ranges of its activations are chosen, a name in `RANGES`.
         max_drop: Points of accuracy on validation pictures that a file may lose to be of use; `None` for no limit.
         on_request: Whether the kind is made only where it is named.
     """
@@ -67,6 +68,7 @@ class Kind:
     rules: tuple[Rule, ...] = ()
     input_dtype: str = "float32"
     integer_only: bool = False
+    ranges: str = "minmax"
     max_drop: float | None = None
     on_request: bool = False
 
@@ -178,6 +180,7 @@ KINDS: dict[str, Kind] = {
             (Rule(("*",), activations=8),),
             input_dtype="uint8",
             integer_only=True,
+            ranges="closest",
         ),
         Kind(
             "int16x8",

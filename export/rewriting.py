@@ -27,6 +27,7 @@ from vit_keras.messages import nearest
 from vit_keras.weights import resize
 
 from .attention_rows import AttentionRows, patch_grid
+from .folding import Product, after_affine, centred, product_of, scaled, weights_of, without_biases
 from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization, InferenceReadout
 from .merging import TokenMerging, TokenUnmerging, merged_after
 from .quantize import check_merging
@@ -49,9 +50,6 @@ REWRITES: dict[str, str] = {
     "last_block": "the last block computes only the tokens that are pooled, and no keys and values of the others",
 }
 """The rewrites, in the order in which they are applied, and what each does."""
-
-Product = tuple[np.ndarray, np.ndarray]
-"""Kernel, `(in, out)`, and bias, `(out,)`, of a dense layer."""
 
 
 def check_rewrites(names: Iterable[str]) -> tuple[str, ...]:
@@ -122,47 +120,6 @@ def at_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
     return resize(flatten(model, own_norms=False), image_size)
 
 
-# Folding, in float64
-
-
-def _weights(layer) -> list[np.ndarray]:
-    return [np.asarray(value, "float64") for value in layer.get_weights()]
-
-
-def _product(dense: keras.layers.Dense) -> Product:
-    kernel, *bias = _weights(dense)
-    return kernel, bias[0] if bias else np.zeros(kernel.shape[-1])
-
-
-def after_affine(product: Product, gamma: np.ndarray, beta: np.ndarray) -> Product:
-    """The product that takes `x` and computes what `product` does of `x * gamma + beta`."""
-    kernel, bias = product
-    return gamma[:, None] * kernel, bias + beta @ kernel
-
-
-def scaled(product: Product, factor: np.ndarray) -> Product:
-    """The product whose result is multiplied by `factor`."""
-    return product[0] * factor, product[1] * factor
-
-
-def without_biases(qkv: Product, out: Product) -> tuple[Product, Product]:
-    """Products of queries, keys and values without the biases of keys and values, and the output's to match.
-
-    A bias of the keys adds the same to all scores of a query, which the softmax cancels. Attention weights sum to one,
-    so that a bias of the values passes through them unchanged.
-    """
-    dim = len(out[1])
-    bias = qkv[1].copy()
-    out = out[0], out[1] + bias[2 * dim :] @ out[0]
-    bias[dim:] = 0
-    return (qkv[0], bias), out
-
-
-def centred(values: np.ndarray) -> np.ndarray:
-    """`values` without their mean over the last axis."""
-    return values - values.mean(axis=-1, keepdims=True)
-
-
 class _Emitter:
     """Builds the rewritten model out of a flat one, layer after layer."""
 
@@ -190,7 +147,7 @@ class _Emitter:
         self.names = names
         norm = flat.get_layer(stream.norm)
         self.fold_last_affine = "affine" in names and bool(stream.readers)
-        self.last_affine = _weights(norm) if self.fold_last_affine else []
+        self.last_affine = weights_of(norm) if self.fold_last_affine else []
         self.prefix = np.zeros((1, 0, norm.gamma.shape[0]))  # Tokens that are still to be put before the patches.
         self.prefix_name = ""
         self.own_prompts = stream.own_prompts and "prompts" in names
@@ -256,7 +213,7 @@ class _Emitter:
         return self._centred(kernel), self._centred(bias)
 
     def _patches(self, layer: PatchEmbedding, x):
-        kernel, bias = _weights(layer)  # (P, P, 3, D), (D,)
+        kernel, bias = weights_of(layer)  # (P, P, 3, D), (D,)
         if self.stream.rescaling and "normalisation" in self.names:
             rescaling = self.flat.get_layer(self.stream.rescaling)
             bias = bias + np.einsum("hwcd,c->d", kernel, np.broadcast_to(rescaling.offset, kernel.shape[2]))
@@ -269,18 +226,18 @@ class _Emitter:
         if isinstance(layer, PromptTokens):
             return self._prompted(layer, x)
         if isinstance(layer, PrefixTokens):
-            (values,) = map(self._centred, _weights(layer))
+            (values,) = map(self._centred, weights_of(layer))
             if "prefix" not in self.names:
                 return self._put_before(values, x, layer.name)
             self.prefix, self.prefix_name = np.concatenate([values, self.prefix], axis=1), layer.name
             return x
-        values = self._centred(np.asarray(_weights(layer)[0] if layer.weights else layer.position, "float64"))
+        values = self._centred(np.asarray(weights_of(layer)[0] if layer.weights else layer.position, "float64"))
         of_prefix, of_patches = np.split(values, [self.prefix.shape[1]], axis=1)
         self.prefix = self.prefix + of_prefix
         return self._emit(LearnedPositionEmbedding((1, of_patches.shape[1]), name=layer.name), x, [of_patches])
 
     def _prompted(self, layer: PromptTokens, x):
-        (values,) = map(self._centred, _weights(layer))
+        (values,) = map(self._centred, weights_of(layer))
         if self.own_prompts:
             self.prompts = values
         elif "prefix" in self.names and not layer.replace and self.prefix.shape[1] == layer.num_prefix:
@@ -302,28 +259,28 @@ class _Emitter:
         )
         if factors is not None:
             return self._emit(copy, x, [factors])
-        return self._emit(copy, x, () if fold_affine else _weights(layer))
+        return self._emit(copy, x, () if fold_affine else weights_of(layer))
 
     def _normalised(self, layer: LayerNormalization, fold_affine: bool, tokens: np.ndarray) -> np.ndarray:
         """What `_norm` gives for constant tokens."""
         tokens = centred(tokens)
         tokens = tokens / np.sqrt(np.square(tokens).mean(axis=-1, keepdims=True) + layer.epsilon)
-        gamma, beta = (1, 0) if fold_affine else _weights(layer)
+        gamma, beta = (1, 0) if fold_affine else weights_of(layer)
         return (tokens * gamma + beta) * self.smoothing.get(_path(layer), 1)
 
     def _block(self, block: TransformerBlock, x):
         attention, mlp = block.attention, block.mlp
-        qkv, out = _product(attention.qkv), _product(attention.out)
-        expand, contract = _product(mlp.expand), _product(mlp.contract)
+        qkv, out = product_of(attention.qkv), product_of(attention.out)
+        expand, contract = product_of(mlp.expand), product_of(mlp.contract)
         affine, keep = "affine" in self.names, None
         num_prompts = self.prompts.shape[1]
         if affine:
-            qkv = after_affine(qkv, *_weights(block.attention_norm))
-            expand = after_affine(expand, *_weights(block.mlp_norm))
+            qkv = after_affine(qkv, *weights_of(block.attention_norm))
+            expand = after_affine(expand, *weights_of(block.mlp_norm))
         fold_scale = block.attention_scale is None or "layer_scale" in self.names
         if block.attention_scale is not None and fold_scale:
-            out = scaled(out, *_weights(block.attention_scale))
-            contract = scaled(contract, *_weights(block.mlp_scale))
+            out = scaled(out, *weights_of(block.attention_scale))
+            contract = scaled(contract, *weights_of(block.mlp_scale))
         out, contract = self._centred_product(out), self._centred_product(contract)
         dim = len(out[1])
         if "query_scale" in self.names:
@@ -358,7 +315,7 @@ class _Emitter:
         if self.attention:
             y = self.attention.take(*y)
         if not fold_scale:
-            y = self._emit(LayerScale(name=_path(block.attention_scale)), y, _weights(block.attention_scale))
+            y = self._emit(LayerScale(name=_path(block.attention_scale)), y, weights_of(block.attention_scale))
         if keep:
             x = TokenSlice(0, keep, name=f"{block.name}_read")(x)
         x = keras.layers.Add(name=f"{block.name}_attention_add")([x, y])
@@ -366,7 +323,7 @@ class _Emitter:
         copy = InferenceMLP(mlp.mlp_dim, mlp.approximate_gelu, name=_path(mlp))
         y = self._emit(copy, y, [*expand, *contract])
         if not fold_scale:
-            y = self._emit(LayerScale(name=_path(block.mlp_scale)), y, _weights(block.mlp_scale))
+            y = self._emit(LayerScale(name=_path(block.mlp_scale)), y, weights_of(block.mlp_scale))
         return self._merged(block, keras.layers.Add(name=f"{block.name}_mlp_add")([x, y]))
 
     def _merged(self, block: TransformerBlock, x):
@@ -393,7 +350,7 @@ class _Emitter:
         outputs = self._pooled(copy, x)
         copy.set_weights(layer.get_weights())
         product = copy.key_value if isinstance(copy, AttentionPooling) else copy
-        folded = after_affine(_product(product), *self.last_affine)
+        folded = after_affine(product_of(product), *self.last_affine)
         product.set_weights(folded if product.use_bias else folded[:1])
         return outputs
 

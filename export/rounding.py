@@ -193,7 +193,7 @@ def compensated(weights: np.ndarray, gram: np.ndarray, bits: int, block: int | N
     errors = np.zeros_like(columns)
     result = np.empty_like(columns)
     size = len(columns)
-    scale, largest = (None, None) if block else _scale(columns, top)
+    scale, largest = _scale(columns, top)
     for start in reversed(range(0, size, block or _BLOCK)):
         stop = min(start + (block or _BLOCK), size)
         wanted = columns[start:stop] + factor[start:stop, stop:] @ errors[stop:]

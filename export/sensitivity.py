@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .interpreter import Classifier
-from .packing import check_model
+from .packing import results_of
 from .quantize import Kind, layer_of
 
 
@@ -45,10 +45,7 @@ class Relaxation:
 
 def layers_of(float32: bytes) -> tuple[str, ...]:
     """Returns the names of the Keras layers of a converted file, in the order in which they run."""
-    graph = check_model(float32).Subgraphs(0)
-    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
-    names = [graph.Tensors(operator.Outputs(0)).Name().decode() for operator in operators]
-    return tuple(dict.fromkeys(map(layer_of, names)))
+    return tuple(dict.fromkeys(layer_of(results[0]) for _, results in results_of(float32)))
 
 
 def layer_errors(

@@ -71,7 +71,8 @@ def measure_model(model: Any, kind: str, threads: int, labels: tuple[str, ...]) 
             variable.assign(np.asarray(variable) + rng.normal(0, 0.02, variable.shape))
     noise = rng.integers(0, 256, (16, *model.input_shape[1:])).astype("float32")
     with tempfile.TemporaryDirectory() as folder:
-        file = to_tflite(model, Path(folder, "model.tflite"), kind, [noise], labels=labels, rounding="nearest")
+        file = Path(folder, "model.tflite")  # Neither way of choosing can learn from noise and random weights.
+        to_tflite(model, file, kind, [noise], labels=labels, rounding="nearest", ranges="minmax")
         return measure_file(file, threads)
 
 

@@ -1,5 +1,7 @@
 """Files: every kind against the Keras model, the SavedModel's signatures, calibration, refusals."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from vit_keras.export import (
     to_tflite_files,
     verify,
 )
-from vit_keras.export.calibrate import observe, sample
-from vit_keras.export.conversion import _batches, quantize
+from vit_keras.export.calibrate import least_error, observe, sample
+from vit_keras.export.conversion import Graph, _batches, quantize
 from vit_keras.export.files import replacing
 from vit_keras.export.quantize import Kind
+from vit_keras.export.sensitivity import relative_error
 from vit_keras.export.verification import wilson_interval
 from vit_keras.weights import resize
 
@@ -175,11 +178,50 @@ def test_probabilities(model, pictures, tmp_path):
 @pytest.mark.parametrize("ranges", ["percentile", "mse"])
 def test_ranges_without_outliers(files, pictures, ranges):
     float32 = files["float32"].read_bytes()
-    whole, cut = (observe(float32, (p[None] for p in pictures[:8]), name) for name in ("minmax", ranges))
-    widths = np.array([[(o[name].high - o[name].low).item() for o in (cut, whole)] for name in whole])
-    assert (widths[:, 0] <= widths[:, 1] * (1 + 1e-6)).all()
-    assert (widths[:, 0] < widths[:, 1]).any()
-    assert [(o["serving_default_images:0"].high.item()) for o in (cut, whole)] == [255, 255]
+    observed = observe(float32, (p[None] for p in pictures[:8]), sampled=True)
+    whole, cut = (np.array([[e.item() for e in o.cut(r)] for o in observed.values()]) for r in ("minmax", ranges))
+    widths = np.stack([cut[:, 1] - cut[:, 0], whole[:, 1] - whole[:, 0]])
+    assert (widths[0] <= widths[1] * (1 + 1e-6)).all()
+    assert (widths[0] < widths[1]).any()
+    assert [o.item() for o in observed["serving_default_images:0"].cut(ranges)] == [0, 255]
+
+
+@pytest.mark.parametrize("values", [[1, 1.0000001], [1, 1.0003], [5000, 5000], [-5000, -5000], [0, 0], [-3, 3e30]])
+def test_ranges_of_tensors_that_hardly_differ(values):
+    sample = np.array(values, "float32")
+    low, high = least_error(sample, sample.min().item(), sample.max().item())
+    assert sample.min() <= low <= high <= sample.max()
+
+
+def test_16_bits_keep_the_whole_range(float32, pictures):
+    """What is computed in 16 bits for its outliers' sake is not cut for the sake of 8."""
+    observed = observe(float32, (p[None] for p in pictures[:8]), sampled=True)
+    wide = {name: replace(o, high=20 * o.high) if o.sample.size else o for name, o in observed.items()}
+    kind = replace(KINDS["int16x8"], ranges="mse")
+    files = [quantize(float32, replace(kind, ranges=ranges), wide) for ranges in ("minmax", "mse")]
+    assert files[0] == files[1]
+    assert quantize(float32, replace(KINDS["full_int8"], ranges="minmax"), wide) != quantize(
+        float32, replace(KINDS["full_int8"], ranges="mse"), wide
+    )
+
+
+@pytest.mark.parametrize("outlier", [False, True])
+def test_closest_ranges(float32, pictures, outlier):
+    """Of the ways to choose ranges that one is taken whose logits are closest, on the sample that it is given."""
+    observed = observe(float32, (p[None] for p in pictures[:8]), sampled=True)
+    if outlier:  # One value far beyond all others in every tensor: the whole range is the worst.
+        observed = {name: replace(o, high=20 * o.high) if o.sample.size else o for name, o in observed.items()}
+    graph = Graph(float32, observed, None)
+    exact = Classifier(float32).logits(pictures[:8])
+    errors = {}
+    for name in ("minmax", "percentile", "mse"):
+        content = graph.make(replace(KINDS["full_int8"], ranges=name))
+        errors[name] = relative_error(Classifier(content).logits(pictures[:8]), exact)
+    assert len(set(errors.values())) == 3
+    assert graph.settled(KINDS["full_int8"], pictures[:8]).ranges == min(errors, key=errors.get)
+    assert outlier == (max(errors, key=errors.get) == "minmax" and errors["minmax"] > 2 * min(errors.values()))
+    for name in ("float32", "static_int8"):
+        assert graph.settled(KINDS[name], pictures[:8]) is KINDS[name]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ that has learnt with them.
 
 import argparse
 import dataclasses
+import fnmatch
 import os
 import tempfile
 from collections.abc import Iterator
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--plant", action="store_true")
     parser.add_argument("--pictures", type=int, default=2000, help="Most test pictures.")
+    parser.add_argument("--only", nargs="+", default=["*"], help="shell-style patterns of the files' titles")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     folder = RunFolder(options.run)
@@ -135,7 +137,7 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     files: dict[tuple[str, ...], tuple[bytes, bool]] = {}
-    for variant in variants():
+    for variant in (v for v in variants() if any(fnmatch.fnmatch(v.title, p) for p in options.only)):
         if variant.rewrites not in files:
             with tempfile.TemporaryDirectory() as job:
                 lean = rewrite(model, variant.rewrites, calibration)

@@ -24,7 +24,7 @@ from .calibrate import RANGES, Observed, observe
 from .files import replacing
 from .interpreter import Classifier
 from .metadata import with_metadata
-from .packing import merged, results_of, with_scores_first
+from .packing import merged, result_name, results_of, with_scores_first
 from .quantize import KINDS, Kind, Rule, layer_of
 from .rounding import Rounding, products
 from .sensitivity import Relaxation, layer_errors, relative_error, relax
@@ -120,11 +120,13 @@ class Graph:
         float32: Content of a file.
         observed: What the activations did; empty if no kind needs it.
         rounding: Rounds the weights; `None` for the quantiser's own way, to the nearest.
+        scores: What the file gives of the sample pictures, `(n, num_classes)`, if it was looked at.
     """
 
     float32: bytes
     observed: dict[str, Observed]
     rounding: Rounding | None
+    scores: np.ndarray | None = None
 
     @classmethod
     def of(cls, folder: Path, description: dict[str, Any], rounding: Rounding | None, converter: Converter) -> "Graph":
@@ -142,15 +144,21 @@ class Graph:
         kinds = [_as_told(name, description) for name in (*description["targets"], *description["sensitivity"])]
         pictures = _pictures(folder)
         looked_at = len(pictures) > 0
-        see = None
-        if rounding is None and looked_at and description["rounding"] == "compensated":
-            rounding = Rounding(float32)
-            see = rounding.see
-        if not (see or (looked_at and any(kind.calibrated for kind in kinds))):
+        new = Rounding(float32) if rounding is None and looked_at and description["rounding"] == "compensated" else None
+        if not (new or (looked_at and any(kind.calibrated for kind in kinds))):
             return cls(float32, {}, rounding)
+        result, scores = result_name(float32), []
+
+        def see(name: str, values: np.ndarray) -> None:
+            if new:
+                new.see(name, values)
+            if name == result:
+                scores.append(values.copy())
+
         batches = _batches(pictures, description["batch_size"])
         sampled = any(kind.calibrated and kind.ranges != "minmax" for kind in kinds)
-        return cls(float32, observe(float32, batches, see, sampled), rounding)
+        observed = observe(float32, batches, see, sampled)
+        return cls(float32, observed, new or rounding, np.concatenate(scores)[: len(pictures)])
 
     def settled(self, kind: Kind, pictures: np.ndarray) -> Kind:
         """Returns a kind with the method that its ranges are chosen by, where it asks for the closest.
@@ -162,12 +170,14 @@ class Graph:
         if not kind.calibrated or kind.ranges != "closest":
             return kind
 
-        def logits(content: bytes) -> np.ndarray:
-            return Classifier(content, os.cpu_count() or 1).logits(pictures[:RANGES_PICTURES])
+        pictures = pictures[:RANGES_PICTURES]
 
-        exact = logits(self.float32)
+        def scores(content: bytes) -> np.ndarray:
+            return Classifier(content, os.cpu_count() or 1).logits(pictures)
+
+        exact = scores(self.float32) if self.scores is None else self.scores[: len(pictures)]
         candidates = [dataclasses.replace(kind, ranges=name) for name in RANGES if name != "closest"]
-        return min(candidates, key=lambda candidate: relative_error(logits(self.make(candidate)), exact))
+        return min(candidates, key=lambda candidate: relative_error(scores(self.make(candidate)), exact))
 
     def make(self, kind: Kind) -> bytes:
         """Returns the content of a file of a kind."""

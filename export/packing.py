@@ -31,6 +31,12 @@ def check_model(content: bytes | bytearray) -> schema.Model:
     return schema.Model.GetRootAs(content)
 
 
+def result_name(content: bytes | bytearray) -> str:
+    """Returns the name of the tensor that a TensorFlow Lite file gives first."""
+    graph = check_model(content).Subgraphs(0)
+    return graph.Tensors(graph.Outputs(0)).Name().decode()
+
+
 def results_of(content: bytes | bytearray) -> list[tuple[str, list[str]]]:
     """Returns every operator of a TensorFlow Lite file, in its order: its name, and those of its results."""
     model = check_model(content)

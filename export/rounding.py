@@ -105,7 +105,7 @@ class Rounding:
         self._sources = {product.result: product.source for product in found}
         self._products = {product.source: product for product in found}  # Products of the same inputs have one Gram.
         self._grams = {source: Gram(product.weights.shape[1]) for source, product in self._products.items()}
-        self._rounded: dict[tuple, np.ndarray] = {}
+        self._rounded: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
 
     def see(self, name: str, values: np.ndarray) -> None:
         """Takes in what a tensor of the float32 file was on one batch of pictures."""
@@ -130,7 +130,7 @@ class Rounding:
             if key not in self._rounded:
                 gram = self._grams[self._sources[product.result]].sum()
                 self._rounded[key] = compensated(product.weights, gram, rule.weights, rule.block)
-            product.weights[:] = self._rounded[key]
+            product.weights[:] = dequantized(*self._rounded[key])
         return content
 
 
@@ -167,7 +167,9 @@ class Gram:
         return self._sum
 
 
-def compensated(weights: np.ndarray, gram: np.ndarray, bits: int, block: int | None = None) -> np.ndarray:
+def compensated(
+    weights: np.ndarray, gram: np.ndarray, bits: int, block: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Rounds the weights of a product to multiples of their scales.
 
     The largest weight of every group that shares a scale keeps its size, so that a quantiser finds the same scale.
@@ -179,7 +181,7 @@ def compensated(weights: np.ndarray, gram: np.ndarray, bits: int, block: int | N
         block: How many weights of a row share a scale, one that float16 can hold; `None` for one scale per row.
 
     Returns:
-        float32 `(out, in)`.
+        Integers, int8 `(in, out)`, and their scales, float32 `(groups, out)`: see `dequantized`.
     """
     gram = gram.astype("float64")
     diagonal = np.einsum("ii->i", gram)
@@ -191,15 +193,17 @@ def compensated(weights: np.ndarray, gram: np.ndarray, bits: int, block: int | N
     columns = np.ascontiguousarray(weights.T)
     top = 2 ** (bits - 1) - 1
     errors = np.zeros_like(columns)
-    result = np.empty_like(columns)
+    integers = np.empty(columns.shape, "int8")
     size = len(columns)
     scale, largest = _scale(columns, top)
+    scales = []
     for start in reversed(range(0, size, block or _BLOCK)):
         stop = min(start + (block or _BLOCK), size)
         wanted = columns[start:stop] + factor[start:stop, stop:] @ errors[stop:]
         if block:
             scale, largest = _scale(wanted, top)
             scale = np.maximum(scale.astype("float16").astype("float32"), 1e-7)
+            scales.insert(0, scale)
             largest = largest + start
         for i in reversed(range(start, stop)):
             target = wanted[i - start] + factor[i, i + 1 : stop] @ errors[i + 1 : stop]
@@ -207,9 +211,15 @@ def compensated(weights: np.ndarray, gram: np.ndarray, bits: int, block: int | N
             np.clip(integer, -top, top, out=integer)
             kept = np.flatnonzero(largest == i)
             integer[kept] = np.where(target[kept] != 0, np.copysign(top, target[kept]), integer[kept])
-            np.multiply(integer, scale, out=result[i])
-            np.subtract(columns[i], result[i], out=errors[i])
-    return result.T
+            integers[i] = integer
+            np.subtract(columns[i], integer * scale, out=errors[i])
+    return integers, np.stack(scales) if block else scale[None]
+
+
+def dequantized(integers: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Returns the weights of a product, float32 `(out, in)`, of integers `(in, out)` and scales `(groups, out)`."""
+    grouped = integers.reshape(len(scales), -1, integers.shape[1])
+    return (grouped * scales[:, None]).reshape(integers.shape).T
 
 
 def _scale(columns: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

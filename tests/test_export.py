@@ -218,8 +218,10 @@ def test_closest_ranges(float32, pictures, outlier):
         content = graph.make(replace(KINDS["full_int8"], ranges=name))
         errors[name] = relative_error(Classifier(content).logits(pictures[:8]), exact)
     assert len(set(errors.values())) == 3
-    assert graph.settled(KINDS["full_int8"], pictures[:8]).ranges == min(errors, key=errors.get)
+    settled = graph.settled(KINDS["full_int8"], pictures[:8])
+    assert settled.ranges == min(errors, key=errors.get)
     assert outlier == (max(errors, key=errors.get) == "minmax" and errors["minmax"] > 2 * min(errors.values()))
+    assert replace(graph, scores=exact).settled(KINDS["full_int8"], pictures[:8]) == settled
     for name in ("float32", "static_int8"):
         assert graph.settled(KINDS[name], pictures[:8]) is KINDS[name]
 

@@ -10,7 +10,7 @@ from vit_keras.export import KINDS, Classifier, to_tflite
 from vit_keras.export.calibrate import observe
 from vit_keras.export.conversion import quantize
 from vit_keras.export.quantize import Kind, Rule
-from vit_keras.export.rounding import Gram, Rounding, compensated, products
+from vit_keras.export.rounding import Gram, Rounding, compensated, dequantized, products
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def nearest(weights: np.ndarray, bits: int, block: int | None) -> np.ndarray:
 def test_errors_cancel(bits, block):
     rng = np.random.default_rng(1)
     weights, x, other = rng.normal(size=(7, 160)).astype("f4"), correlated(500, 160), correlated(500, 160, seed=0)[::-1]
-    found = compensated(weights, x.T @ x, bits, block)
+    found = dequantized(*compensated(weights, x.T @ x, bits, block))
     top = 2 ** (bits - 1) - 1
     groups = found.reshape(7, -1, block or 160)
     scale = np.abs(groups).max(axis=2, keepdims=True) / top
@@ -65,10 +65,12 @@ def test_inputs_that_are_never_there():
     weights = np.random.default_rng(1).normal(size=(3, 40)).astype("f4")
     x = correlated(100, 40)
     x[:, 5:20] = 0
-    found = compensated(weights, x.T @ x, 8)
+    found = dequantized(*compensated(weights, x.T @ x, 8))
     np.testing.assert_allclose(found[:, 5:20], nearest(weights, 8, None)[:, 5:20], atol=1e-6)
-    np.testing.assert_allclose(compensated(weights, np.zeros((40, 40), "f4"), 8), nearest(weights, 8, None), atol=1e-6)
-    assert not compensated(np.zeros((3, 40), "f4"), x.T @ x, 8).any()
+    np.testing.assert_allclose(
+        dequantized(*compensated(weights, np.zeros((40, 40), "f4"), 8)), nearest(weights, 8, None), atol=1e-6
+    )
+    assert not dequantized(*compensated(np.zeros((3, 40), "f4"), x.T @ x, 8)).any()
 
 
 def test_sums_over_samples():

@@ -1,5 +1,6 @@
 """A search of several processes on loopback: chief and workers, one killed, and a chief that dies."""
 
+import json
 import os
 import signal
 import socket
@@ -52,12 +53,24 @@ def processes():
         process.wait()
 
 
-def wait_for(found, seconds=300):
+def wait_for(found, folder, seconds=300):
     deadline = time.monotonic() + seconds
     while not (answer := found()):
-        assert time.monotonic() < deadline, "it took too long"
+        assert time.monotonic() < deadline, "\n".join(log.read_text() for log in folder.glob("*.log"))
         time.sleep(0.1)
     return answer
+
+
+def in_training(search, workers):
+    """Returns one of the workers whose trial has ended its first epoch, and the trial; `None` if there is none yet."""
+    if not search.oracle_file.exists():
+        return None
+    held = json.loads(search.oracle_file.read_text())["state"]["ongoing_trials"]
+    for worker in workers:
+        trial = next((held[name] for name in held if name.endswith(f"-{worker.pid}")), None)
+        if trial and (search.trials / trial / ".state/training/state.json").exists():
+            return worker, trial
+    return None
 
 
 @pytest.fixture
@@ -73,19 +86,19 @@ def test_a_chief_and_two_workers_one_of_which_is_killed(folder, processes):
     chief = start("chief", address, folder, 30, "chief.log", trials=3)
     workers = [start("worker", address, folder, 30, f"worker{i}.log", trials=3) for i in range(2)]
     processes += [chief, *workers]
-    trials = folder / "search" / "trials"
-    wait_for(lambda: len(list(trials.glob("*/.state/training/state.json"))) == 2)
-    workers[0].send_signal(signal.SIGKILL)
-    assert chief.wait(200) == 0, (folder / "chief.log").read_text()
-    assert workers[1].wait(60) == 0, (folder / "worker1.log").read_text()
-    assert "is silent; trial" in (folder / "chief.log").read_text()
     search = SearchFolder(folder / "search")
+    killed, trial = wait_for(lambda: in_training(search, workers), folder)
+    killed.send_signal(signal.SIGKILL)
+    assert chief.wait(200) == 0, (folder / "chief.log").read_text()
+    other = next(worker for worker in workers if worker is not killed)
+    assert other.wait(60) == 0, "\n".join(log.read_text() for log in folder.glob("worker*.log"))
+    assert f"-{killed.pid} is silent; trial {trial} goes to another worker" in (folder / "chief.log").read_text()
     records = search.records()
     assert search.counts() == {"trained": 3}
     assert [r.id for r in records] == ["0000", "0001", "0002"]
-    assert len({r.worker for r in records}) <= 2
+    assert all(r.worker.endswith(f"-{other.pid}") for r in records)
     assert all(search.trial(r.id).trained for r in records)
-    assert not list(trials.glob("*/.state"))
+    assert not list(search.trials.glob("*/.state"))
     for name in (search.summary_file, search.best_file, search.front_plot):
         assert name.is_file()
     assert {p.name for p in search.tensorboard.iterdir()} == {r.id for r in records}
@@ -98,7 +111,7 @@ def test_a_worker_of_a_dead_chief_says_so_and_the_search_goes_on(folder, process
     worker = start("worker", address, folder, 60, "worker.log", trials=1)
     processes += [chief, worker]
     trials = folder / "search" / "trials"
-    wait_for(lambda: list(trials.glob("*/.state/training/state.json")))
+    wait_for(lambda: list(trials.glob("*/.state/training/state.json")), folder)
     chief.send_signal(signal.SIGKILL)
     assert worker.wait(60) == 2
     said = (folder / "worker.log").read_text()

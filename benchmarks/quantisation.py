@@ -67,7 +67,7 @@ def variants() -> Iterator[Variant]:
         yield Variant(f"{name}, no rewrites", KINDS[name], ())
         for left_out in REWRITES:
             yield Variant(f"{name} without {left_out}", KINDS[name], tuple(r for r in REWRITES if r != left_out))
-        for ranges in (r for r in RANGES if r not in ("closest", KINDS[name].ranges)):
+        for ranges in (r for r in RANGES if r != KINDS[name].ranges):
             yield Variant(f"{name}, ranges {ranges}", dataclasses.replace(KINDS[name], ranges=ranges))
     further = {
         "static_int8": {
@@ -148,7 +148,7 @@ def main() -> None:
         kind = variant.kind.for_outliers() if outliers and "in int16" not in variant.title else variant.kind
         rounding = Rounding(float32) if variant.rounding == "compensated" else None
         see = rounding.see if rounding else None
-        observed = observe(float32, (p[None] for p in calibration), see, sampled=kind.ranges != "minmax")
+        observed = observe(float32, (p[None] for p in calibration), see, sampled=kind.cuts)
         graph = Graph(float32, observed, rounding)
         settled = graph.settled(kind, calibration)
         title = variant.title if settled is kind else f"{variant.title} ({settled.ranges})"

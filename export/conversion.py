@@ -74,7 +74,8 @@ def main(job: Path, converter: Converter) -> None:
     results, remarks, ranges = {}, [], {}
     for name, target in description["targets"].items():
         kind = own.settled(_as_told(name, description), pictures)
-        ranges[name] = kind.ranges
+        if kind.cuts:
+            ranges[name] = kind.ranges
         if name in description["max_drop"] and kind.rules:
             validation = np.load(job / "validation.npz", allow_pickle=False)
             kind, found = _within_budget(own, kind, validation, description["max_drop"][name])
@@ -102,9 +103,9 @@ def main(job: Path, converter: Converter) -> None:
 
 def _as_told(name: str, description: dict[str, Any]) -> Kind:
     """Returns a kind with what a job says of its input and its ranges, and with what the model's outliers need."""
-    kind = KINDS[name]
-    told = {key: description[key] for key in ("input_dtype", "ranges") if description[key]}
-    kind = dataclasses.replace(kind, **told)
+    kind = dataclasses.replace(KINDS[name], ranges=description["ranges"])
+    if description["input_dtype"]:
+        kind = dataclasses.replace(kind, input_dtype=description["input_dtype"])
     return kind.for_outliers() if description["outliers"] else kind
 
 
@@ -156,8 +157,7 @@ class Graph:
                 scores.append(values.copy())
 
         batches = _batches(pictures, description["batch_size"])
-        sampled = any(kind.calibrated and kind.ranges != "minmax" for kind in kinds)
-        observed = observe(float32, batches, see, sampled)
+        observed = observe(float32, batches, see, sampled=any(kind.cuts for kind in kinds))
         return cls(float32, observed, new or rounding, np.concatenate(scores)[: len(pictures)])
 
     def settled(self, kind: Kind, pictures: np.ndarray) -> Kind:
@@ -167,9 +167,8 @@ class Graph:
             kind: The kind.
             pictures: The sample pictures, `(n, H, W, 3)`: the method is found on the first of them.
         """
-        if not kind.calibrated or kind.ranges != "closest":
+        if not kind.cuts or kind.ranges != "closest":
             return kind
-
         pictures = pictures[:RANGES_PICTURES]
 
         def scores(content: bytes) -> np.ndarray:

@@ -68,7 +68,7 @@ class Kind:
     rules: tuple[Rule, ...] = ()
     input_dtype: str = "float32"
     integer_only: bool = False
-    ranges: str = "minmax"
+    ranges: str = "closest"
     max_drop: float | None = None
     on_request: bool = False
 
@@ -76,6 +76,11 @@ class Kind:
     def calibrated(self) -> bool:
         """Whether sample pictures are needed."""
         return any(rule.activations for rule in self.rules)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether its ranges may leave out what is rare: those of 16 bits hold all, whatever `ranges` says."""
+        return self.ranges != "minmax" and any(rule.activations == 8 for rule in self.rules)
 
     @property
     def headroom(self) -> float:
@@ -180,7 +185,6 @@ KINDS: dict[str, Kind] = {
             (Rule(("*",), activations=8),),
             input_dtype="uint8",
             integer_only=True,
-            ranges="closest",
         ),
         Kind(
             "int16x8",

@@ -44,7 +44,7 @@ class FileOptions:
         rewrites: Exact rewrites to apply first, names in `vit_keras.export.REWRITES`.
         rounding: How weights are rounded, a name in `vit_keras.export.ROUNDINGS`; without calibration pictures always
             to the nearest.
-        ranges: How ranges of activations are chosen, a name in `vit_keras.export.RANGES`; the kind's own way if `None`.
+        ranges: How ranges of activations are chosen, a name in `vit_keras.export.RANGES`.
         input_dtype: Type that integer-only files take and give: `"uint8"` or `"int8"` (`int16x8`: `"int16"`), or
             `"float32"` for all kinds; the kind's own if `None`.
         output: `"logits"`, or `"probabilities"` for their softmax.
@@ -60,7 +60,7 @@ class FileOptions:
     batch_size: int = 1
     rewrites: Iterable[str] = tuple(REWRITES)
     rounding: str = "compensated"
-    ranges: str | None = None
+    ranges: str = "closest"
     input_dtype: str | None = None
     output: str = "logits"
     image_sizes: Iterable[int | tuple[int, int]] = ()
@@ -72,9 +72,7 @@ class FileOptions:
             raise ValueError(f"batch_size must be >= 1. Received: batch_size={self.batch_size}")
         object.__setattr__(self, "rewrites", check_rewrites(self.rewrites))
         object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
-        known_names = {"rounding": ROUNDINGS, "output": ("logits", "probabilities")}
-        if self.ranges is not None:
-            known_names["ranges"] = RANGES
+        known_names = {"rounding": ROUNDINGS, "ranges": RANGES, "output": ("logits", "probabilities")}
         for name, known in known_names.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}")

@@ -206,7 +206,8 @@ def test_16_bits_keep_the_whole_range(float32, pictures):
 
 
 @pytest.mark.parametrize("outlier", [False, True])
-def test_closest_ranges(float32, pictures, outlier):
+@pytest.mark.parametrize("kind", [KINDS["static_int8"], KINDS["full_int8"]], ids=lambda kind: kind.name)
+def test_closest_ranges(float32, pictures, kind, outlier):
     """Of the ways to choose ranges that one is taken whose logits are closest, on the sample that it is given."""
     observed = observe(float32, (p[None] for p in pictures[:8]), sampled=True)
     if outlier:  # One value far beyond all others in every tensor: the whole range is the worst.
@@ -215,15 +216,22 @@ def test_closest_ranges(float32, pictures, outlier):
     exact = Classifier(float32).logits(pictures[:8])
     errors = {}
     for name in ("minmax", "percentile", "mse"):
-        content = graph.make(replace(KINDS["full_int8"], ranges=name))
+        content = graph.make(replace(kind, ranges=name))
         errors[name] = relative_error(Classifier(content).logits(pictures[:8]), exact)
     assert len(set(errors.values())) == 3
-    settled = graph.settled(KINDS["full_int8"], pictures[:8])
+    settled = graph.settled(kind, pictures[:8])
     assert settled.ranges == min(errors, key=errors.get)
     assert outlier == (max(errors, key=errors.get) == "minmax" and errors["minmax"] > 2 * min(errors.values()))
-    assert replace(graph, scores=exact).settled(KINDS["full_int8"], pictures[:8]) == settled
-    for name in ("float32", "static_int8"):
-        assert graph.settled(KINDS[name], pictures[:8]) is KINDS[name]
+    assert replace(graph, scores=exact).settled(kind, pictures[:8]) == settled
+
+
+def test_ranges_that_are_not_chosen(float32):
+    """There is nothing to choose in a kind without 8-bit activations, nor where a method is named."""
+    graph = Graph(float32, {}, None)
+    for name in ("float32", "dynamic_int8", "int16x8"):
+        assert graph.settled(KINDS[name], np.zeros(0)) is KINDS[name]
+    named = replace(KINDS["static_int8"], ranges="mse")
+    assert graph.settled(named, np.zeros(0)) is named
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ RANGES: dict[str, str] = {
 """How the ranges of activations are chosen from what these did on the sample pictures."""
 
 _SAMPLE = 1024
-"""Values of an activation that are kept of each batch, to choose a range from."""
+"""Values of an activation that are kept of each picture, to choose a range from."""
 _BINS = 4096
 
 
@@ -134,8 +134,7 @@ def observe(
     ends: dict[str, tuple[float, float]] = {}
     ranks: dict[str, int] = {}
     samples: dict[str, list[np.ndarray]] = {}
-    rng = np.random.default_rng(0)
-    for batch in batches:
+    for number, batch in enumerate(batches):
         classifier.set_input(batch)
         classifier.invoke()
         for name, values in chain([(classifier.input_name, batch)], classifier.tensors()):
@@ -145,16 +144,20 @@ def observe(
             ends[name] = min(low, values.min()), max(high, values.max())
             ranks[name] = values.ndim
             if sampled and name != classifier.input_name:
-                drawn = values.ravel()
-                if drawn.size > _SAMPLE:
-                    drawn = drawn[rng.integers(drawn.size, size=_SAMPLE)]
-                samples.setdefault(name, []).append(drawn)
+                samples.setdefault(name, []).append(_drawn(values.ravel(), _SAMPLE * len(batch), number))
     observed = {}
     for name, low_high in ends.items():
         low, high = (np.full((1,) * ranks[name], end, "float32") for end in low_high)
         drawn = np.concatenate(samples.pop(name, [np.zeros(0, "float32")]))
         observed[name] = Observed(low, high, drawn, name in symmetric)
     return observed
+
+
+def _drawn(values: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Returns a sample of some values, which depends on nothing but these and the seed."""
+    if values.size <= most:
+        return values
+    return values[np.random.default_rng(seed).integers(values.size, size=most)]
 
 
 _SAME_SCALE = ("RESHAPE", "SLICE", "SPLIT", "STRIDED_SLICE", "TRANSPOSE")

@@ -24,7 +24,7 @@ from .calibrate import RANGES, Observed, observe
 from .files import replacing
 from .interpreter import Classifier
 from .metadata import with_metadata
-from .packing import merged, result_name, results_of, with_scores_first
+from .packing import merged, result_name, results_of, with_named_logits, with_scores_first
 from .quantize import KINDS, Kind, Rule, layer_of
 from .rounding import Rounding, products
 from .sensitivity import Relaxation, layer_errors, relative_error, relax
@@ -142,6 +142,7 @@ class Graph:
         float32 = converter.convert(folder / "saved_model")
         if description["grids"]:
             float32 = with_scores_first(float32)
+        float32 = with_named_logits(float32)
         kinds = [_as_told(name, description) for name in (*description["targets"], *description["sensitivity"])]
         pictures = _pictures(folder)
         looked_at = len(pictures) > 0

@@ -19,6 +19,7 @@ ALIGNMENT = 16
 """The schema's alignment of a buffer's content, in bytes."""
 LARGEST = 2**31 - 2**20
 """Most bytes of a file that is one flatbuffer; a little less than its readers accept."""
+_TENSOR_NAME = 10  # Where a Tensor's table of fields says where its name is.
 _SUBGRAPH_OUTPUTS = 8  # Where a SubGraph's table of fields says where its outputs are.
 
 
@@ -140,6 +141,30 @@ def with_scores_first(content: bytes) -> bytes:
     graph = check_model(changed).Subgraphs(0)
     outputs = graph.OutputsAsNumpy()  # A view of the content.
     outputs[:] = sorted(outputs.tolist(), key=lambda index: graph.Tensors(index).ShapeLength())
+    return bytes(changed)
+
+
+def with_named_logits(content: bytes) -> bytes:
+    """Calls what a final SOFTMAX takes `logits`: without a path, as the result of a graph that ends without one.
+
+    Args:
+        content: Content of a TensorFlow Lite file.
+
+    Returns:
+        The same graph. The name is written over the old one; a graph without such a SOFTMAX stays as it is.
+    """
+    last = ("SOFTMAX", [result_name(content)])
+    operators = results_of(content)
+    if last not in operators:
+        return content
+    changed = bytearray(content)
+    graph = check_model(changed).Subgraphs(0)
+    table = graph.Tensors(graph.Operators(operators.index(last)).Inputs(0))._tab
+    start = table.Indirect(table.Pos + table.Offset(_TENSOR_NAME))
+    (length,) = struct.unpack_from("<I", changed, start)
+    name = b"logits"
+    if length >= len(name):
+        struct.pack_into(f"<I{length + 1}s", changed, start, len(name), name)  # Filled up with zeros.
     return bytes(changed)
 
 

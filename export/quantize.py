@@ -13,7 +13,7 @@ def layer_of(tensor: str) -> str:
 
     The converter joins the names of fused operators with `;` and leaves paths such as
     `vit_1/block_0_attention_1/qkv_1/MatMul`; the first is the operator whose result the tensor is. Keras numbers every
-    part once more while it is traced. The file's result has no path: it is called `"output"`.
+    part once more while it is traced. The logits and the file's result have no path: they are called `"output"`.
     """
     parts = next((p for p in tensor.split(";") if p), "").split("/")
     if len(parts) < 3:

@@ -37,6 +37,7 @@ class Product:
         inputs: Name of the tensor that it takes.
         result: Name of the tensor that it gives.
         weights: Float32 `(out, in)`, a view of the file's content; of a convolution `(out, height * width * in)`.
+        buffer: Number of the buffer that these lie in: products may share one.
         window: Height and width of a convolution whose windows lie side by side, else `None`.
     """
 
@@ -44,6 +45,7 @@ class Product:
     inputs: str
     result: str
     weights: np.ndarray
+    buffer: int
     window: tuple[int, int] | None
 
     @property
@@ -66,7 +68,6 @@ def products(content: bytes | bytearray) -> Iterator[Product]:
     model = check_model(content)
     graph = model.Subgraphs(0)
     names = {getattr(schema.BuiltinOperator, name): name for name in ("FULLY_CONNECTED", "CONV_2D")}
-    seen = set()
     for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
         code = model.OperatorCodes(operator.OpcodeIndex())
         name = names.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()))
@@ -76,21 +77,21 @@ def products(content: bytes | bytearray) -> Iterator[Product]:
             graph.Tensors(int(i)) for i in (operator.Inputs(0), operator.Inputs(1), operator.Outputs(0))
         )
         buffer = model.Buffers(weights.Buffer())
-        window = _window(operator, weights) if name == "CONV_2D" else None
-        constant = weights.Type() == schema.TensorType.FLOAT32 and buffer.DataLength() and weights.Buffer() not in seen
+        window = _window(operator, inputs, weights) if name == "CONV_2D" else None
+        constant = weights.Type() == schema.TensorType.FLOAT32 and buffer.DataLength()
         if constant and (name == "FULLY_CONNECTED" or window):
-            seen.add(weights.Buffer())
             values = buffer.DataAsNumpy().view("<f4").reshape(weights.Shape(0), -1)
-            yield Product(name, inputs.Name().decode(), result.Name().decode(), values, window)
+            yield Product(name, inputs.Name().decode(), result.Name().decode(), values, weights.Buffer(), window)
 
 
-def _window(operator: schema.Operator, weights: schema.Tensor) -> tuple[int, int] | None:
-    """Height and width of a convolution's windows if they lie side by side and cover nothing twice."""
+def _window(operator: schema.Operator, inputs: schema.Tensor, weights: schema.Tensor) -> tuple[int, int] | None:
+    """Height and width of a convolution's windows if they lie side by side, cover nothing twice and all channels."""
     options = schema.Conv2DOptions()
     options.Init(operator.BuiltinOptions().Bytes, operator.BuiltinOptions().Pos)
     size = weights.Shape(1), weights.Shape(2)
     beside = size == (options.StrideH(), options.StrideW()) and options.DilationHFactor() == 1
-    return size if beside and options.Padding() == schema.Padding.VALID else None
+    whole = options.Padding() == schema.Padding.VALID and weights.Shape(3) == inputs.Shape(3)
+    return size if beside and whole else None
 
 
 class Rounding:
@@ -101,7 +102,8 @@ class Rounding:
     """
 
     def __init__(self, float32: bytes) -> None:
-        found = list(products(float32))
+        # Of weights that are used twice the first use decides.
+        found = {product.buffer: product for product in reversed([*products(float32)])}.values()
         self._sources = {product.result: product.source for product in found}
         self._products = {product.source: product for product in found}  # Products of the same inputs have one Gram.
         self._grams = {source: Gram(product.weights.shape[1]) for source, product in self._products.items()}

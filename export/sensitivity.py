@@ -94,9 +94,13 @@ def _own_errors(float32: bytes, quantised: bytes, pictures: np.ndarray) -> dict[
 
 
 def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the root mean square error over the spread of the reference's logits within a picture."""
+    """Returns the root mean square error over the spread of the reference's logits within a picture.
+
+    Where all logits of a picture are equal it is over their size, and where they are zero the error itself.
+    """
     spread = reference - reference.mean(axis=1, keepdims=True)
-    return float(np.sqrt(((values - reference) ** 2).mean() / max((spread**2).mean(), 1e-30)))
+    power = np.square(spread).mean() or np.square(reference).mean() or 1
+    return float(np.sqrt(np.square(values - reference).mean() / power))
 
 
 def relax(

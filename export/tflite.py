@@ -45,6 +45,7 @@ class FileOptions:
         rounding: How weights are rounded, a name in `vit_keras.export.ROUNDINGS`; without calibration pictures always
             to the nearest.
         ranges: How ranges of activations are chosen, a name in `vit_keras.export.RANGES`.
+        calibration_pictures: Most calibration pictures that are looked at, >= 1: the first ones.
         input_dtype: Type that integer-only files take and give: `"uint8"` or `"int8"` (`int16x8`: `"int16"`), or
             `"float32"` for all kinds; the kind's own if `None`.
         output: `"logits"`, or `"probabilities"` for their softmax.
@@ -61,6 +62,7 @@ class FileOptions:
     rewrites: Iterable[str] = tuple(REWRITES)
     rounding: str = "compensated"
     ranges: str = "closest"
+    calibration_pictures: int = 200
     input_dtype: str | None = None
     output: str = "logits"
     image_sizes: Iterable[int | tuple[int, int]] = ()
@@ -68,8 +70,9 @@ class FileOptions:
     merge_tokens: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1. Received: batch_size={self.batch_size}")
+        for name in ("batch_size", "calibration_pictures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1. Received: {name}={getattr(self, name)}")
         object.__setattr__(self, "rewrites", check_rewrites(self.rewrites))
         object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
         known_names = {"rounding": ROUNDINGS, "ranges": RANGES, "output": ("logits", "probabilities")}
@@ -107,8 +110,7 @@ def to_tflite(
         calibration: Batches of pictures, `(B, H, W, 3)`, 0 to 255; needed by the kinds that are calibrated, of use to
             all that have integer weights.
         overwrite: Whether to replace a file that is there already.
-        **options: Attributes of `FileOptions`: `labels`, `batch_size`, `rewrites`, `rounding`, `ranges`, `input_dtype`,
-            `output`, `image_sizes`, `with_attention`.
+        **options: Attributes of `FileOptions`, as `labels` and `batch_size`.
 
     Returns:
         The path. The file has a signature `serving_default`, from `images` to `logits` or `probabilities`, further ones
@@ -220,7 +222,7 @@ def _convert(
     with tempfile.TemporaryDirectory(prefix="vit_keras_") as job, _start_child() as child:
         pictures = None
         if (calibrated or rounded) and calibration is not None:
-            pictures = sample(calibration, model.input_shape[1:3])
+            pictures = sample(calibration, model.input_shape[1:3], options.calibration_pictures)
         if validation is not None:
             np.savez(f"{job}/validation.npz", images=validation[0], labels=validation[1])
         description = {
@@ -297,7 +299,7 @@ def _resized(pictures: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     if pictures.shape[1:3] == image_size:
         return pictures
     resized = np.asarray(keras.ops.image.resize(pictures, image_size, antialias=True))
-    return sample([resized.clip(0, 255)], image_size)
+    return sample([resized.clip(0, 255)], image_size, len(resized))
 
 
 def _start_child() -> subprocess.Popen[str]:
@@ -314,5 +316,5 @@ def _run(child: subprocess.Popen[str], job: str) -> None:
     logger.debug("%s", printed)
     if child.returncode:
         if os.strerror(errno.ENOSPC) in printed:
-            raise disk_full(next(iter(json.loads(Path(job, "job.json").read_text())["targets"].values())))
+            raise disk_full(next(iter(json.loads(Path(job, "job.json").read_text())["targets"].values()), job))
         raise RuntimeError(f"Conversion ended with code {child.returncode}:\n{printed[-2000:]}")

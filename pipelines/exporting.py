@@ -65,30 +65,38 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     def calibration():
         return (images for images, _ in batches(sample, image_size, 64).as_numpy_iterator())
 
-    def convert(files: dict[str, Path], with_attention: bool) -> dict[str, Relaxation]:
-        options = {
-            "labels": data.classes,
-            "image_sizes": config.image_sizes,
-            "with_attention": with_attention,
-            "merge_tokens": config.merge_tokens,
-        }
+    options = {"merge_tokens": config.merge_tokens, "calibration_pictures": config.calibration_pictures}
+    described = {**options, "labels": data.classes, "image_sizes": config.image_sizes}
+
+    def convert(files: dict[str, Path], with_attention: bool) -> None:
+        changes = {**described, "with_attention": with_attention}
         limits = {kind: limit for kind in files if (limit := _limit(kind, config)) is not None}
-        if limits:
-            held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
-            validation = pixels(held, image_size), held.labels
-            return to_tflite_within(model, files, calibration(), validation, limits, **options)
-        if files:
-            to_tflite_files(model, files, calibration(), **options)
-        return {}
+        if not limits:
+            if files:
+                to_tflite_files(model, files, calibration(), **changes)
+            return
+        held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
+        validation = pixels(held, image_size), held.labels
+        # A file comes to its place when what was done to it is written down: an interruption does not part the two.
+        folder.state.mkdir(parents=True, exist_ok=True)
+        staged = {kind: folder.state / file.name for kind, file in files.items()}
+        found = to_tflite_within(model, staged, calibration(), validation, limits, overwrite=True, **changes)
+        if not with_attention:
+            _keep_relaxations(folder, found)
+        for kind, file in files.items():
+            if kind in found and _refused(kind, found[kind], limits[kind]):
+                remove(staged[kind])
+            else:
+                staged[kind].replace(file)
 
     missing = {kind: file for kind in config.kinds if not (file := folder.tflite_file(kind)).exists()}
-    _keep_relaxations(folder, convert(missing, False), config)
+    convert(missing, False)
     if config.with_attention:  # Of a kind that was refused there is no file.
         made = [kind for kind in config.kinds if folder.tflite_file(kind).exists()]
         convert({kind: file for kind in made if not (file := folder.attention_file(kind)).exists()}, True)
     kinds = [kind for kind in config.kinds if KINDS[kind].calibrated]
     if config.sensitivity and kinds and (missing or not folder.sensitivity.exists()):
-        errors = measure_sensitivity(model, kinds, calibration(), merge_tokens=config.merge_tokens)
+        errors = measure_sensitivity(model, kinds, calibration(), **options)
         folder.write_json(
             folder.sensitivity, {k: [dataclasses.asdict(e) for e in found] for k, found in errors.items()}
         )
@@ -124,22 +132,25 @@ def _limit(kind: str, config: ExportConfig) -> float | None:
     return min(limits, default=None)
 
 
-def _keep_relaxations(folder: RunFolder, found: dict[str, Relaxation], config: ExportConfig) -> None:
-    """Writes down how files were brought within their limits; removes a kind that is of no use beyond its own."""
-    if not found:
-        return
+def _keep_relaxations(folder: RunFolder, found: dict[str, Relaxation]) -> None:
+    """Writes down how files were brought within their limits."""
     known = json.loads(folder.relaxations.read_text()) if folder.relaxations.exists() else {}
-    for kind, relaxation in found.items():
-        known[kind] = dataclasses.asdict(relaxation)
-        if not relaxation.within:
-            logger.warning(
-                "%s loses %.2f points on the validation pictures, more than %.2f, with all layers relaxed.",
-                *(kind, relaxation.drop, _limit(kind, config)),
-            )
-            if KINDS[kind].max_drop is not None:
-                logger.warning("%s is refused: a file that loses so much is of no use.", kind)
-                remove(folder.tflite_file(kind))
+    known.update({kind: dataclasses.asdict(relaxation) for kind, relaxation in found.items()})
     folder.write_json(folder.relaxations, known)
+
+
+def _refused(kind: str, relaxation: Relaxation, limit: float) -> bool:
+    """Whether a file is of no use because it is beyond its kind's own limit; says of any limit when it is exceeded."""
+    if relaxation.within:
+        return False
+    logger.warning(
+        "%s loses %.2f points on the validation pictures, more than %.2f, with all layers relaxed.",
+        *(kind, relaxation.drop, limit),
+    )
+    if KINDS[kind].max_drop is None:
+        return False
+    logger.warning("%s is refused: a file that loses so much is of no use.", kind)
+    return True
 
 
 def pixels(split: Split, image_size: tuple[int, int]) -> np.ndarray:

@@ -175,6 +175,40 @@ def test_probabilities(model, pictures, tmp_path):
     np.testing.assert_allclose(Classifier(files["full_int8"]).logits(pictures[:9]), expected, atol=0.1)
 
 
+def test_probabilities_are_those_of_the_logits(model, pictures, tmp_path):
+    """The head is computed the same with a softmax behind it, whose result takes the name that the logits had."""
+    files = [
+        Classifier(to_tflite(model, tmp_path / output, "static_int8", [pictures[:30]], output=output, ranges="minmax"))
+        for output in ("logits", "probabilities")
+    ]
+    logits, probabilities = (file.logits(pictures) for file in files)
+    np.testing.assert_allclose(probabilities, tf.nn.softmax(logits).numpy(), atol=1e-6)
+
+
+def test_number_of_calibration_pictures(model, pictures, tmp_path):
+    def made(name, calibration, **options):
+        return to_tflite(model, tmp_path / name, "static_int8", [calibration], ranges="minmax", **options).read_bytes()
+
+    assert made("a", pictures, calibration_pictures=9) == made("b", pictures[:9]) != made("c", pictures)
+    many = np.concatenate([pictures] * 4)  # The default is 200.
+    many[210] = 255 * (many[210] > 128)
+    assert made("d", many, calibration_pictures=256) != made("e", many) == made("f", many[:200])
+
+
+def test_samples_are_per_picture(float32, pictures, model, tmp_path):
+    """A batch of eight shows as many values as eight pictures do, and a tensor's do not depend on what others are."""
+    alone = observe(float32, (p[None] for p in pictures[:16]), sampled=True)
+    batched = to_tflite(model, tmp_path / "m", batch_size=8).read_bytes()
+    together = observe(batched, [pictures[:8], pictures[8:16]], sampled=True)
+    assert sorted(o.sample.size for o in together.values()) == sorted(o.sample.size for o in alone.values())
+    attention = to_tflite(model, tmp_path / "a", with_attention=True).read_bytes()
+    beside = observe(attention, (p[None] for p in pictures[:16]), sampled=True)
+    shared = [name for name in alone if "block_0" in name and name in beside]
+    assert len(shared) > 20
+    for name in shared:
+        np.testing.assert_array_equal(alone[name].sample, beside[name].sample)
+
+
 @pytest.mark.parametrize("ranges", ["percentile", "mse"])
 def test_ranges_without_outliers(files, pictures, ranges):
     float32 = files["float32"].read_bytes()
@@ -242,6 +276,7 @@ def test_ranges_that_are_not_chosen(float32):
         ("float32", {"output": "labels"}, "output='labels'"),
         ("float32", {"ranges": "max"}, "ranges='max'"),
         ("float32", {"batch_size": 0}, "batch_size=0"),
+        ("static_int8", {"calibration_pictures": 0}, "calibration_pictures=0"),
         ("float32", {"rewrites": ["affin"]}, "Did you mean 'affine'"),
     ],
 )

@@ -176,3 +176,25 @@ def test_convolutions_whose_windows_overlap_are_left(tmp_path, strides, padding,
         expected = model.layers[1](picture).numpy().reshape(16, 4)
         np.testing.assert_allclose(rows @ product.weights.T + bias, expected, rtol=1e-4, atol=1e-3)
     to_tflite(model, tmp_path / "q.tflite", "full_int8", [np.repeat(picture, 4, axis=0)])
+
+
+def test_convolutions_of_some_channels_are_left(tmp_path, pictures):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 2, 2)(inputs)
+    x = keras.layers.Conv2D(8, 1, groups=4)(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    file = to_tflite(model, tmp_path / "m.tflite", "dynamic_int8", [pictures[:8]])
+    exact = model.predict(pictures, verbose=0)
+    assert np.abs(Classifier(file).logits(pictures) - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_weights_that_are_used_twice(tmp_path, pictures):
+    """The first use decides how they are rounded; that their rows are no whole blocks is seen for both."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(40)(keras.layers.Flatten()(inputs))
+    shared = keras.layers.Dense(40, "relu")
+    model = keras.Model(inputs, keras.layers.Dense(3)(shared(shared(x))))
+    exact = model.predict(pictures, verbose=0)
+    for kind in ("int4", "static_int8"):
+        file = to_tflite(model, tmp_path / kind, kind, [pictures[:32]])
+        assert np.abs(Classifier(file).logits(pictures) - exact).max() < 0.1 * np.abs(exact).max()

@@ -455,10 +455,45 @@ def test_int4_is_refused_where_it_loses_too_much(run_copy, monkeypatch, caplog):
     assert "int4 loses 3.00 points" in caplog.text and "refused" in caplog.text
 
 
+def test_a_file_with_attention_is_refused_too(run_copy, monkeypatch):
+    def too_much(model, paths, *args, with_attention, **kwargs):
+        for path in paths.values():
+            path.write_bytes((run_copy / "export" / "model.static_int8.tflite").read_bytes())
+        return {"int4": Relaxation(0.0, 4.0, ("block_0_mlp",), not with_attention)}
+
+    monkeypatch.setattr(exporting, "to_tflite_within", too_much)
+    report = running.export(run_copy, ExportConfig(kinds="int4", saved_model=False, with_attention=True))
+    assert [artefact["relaxation"]["within"] for artefact in report["artefacts"]] == [True]
+    assert report["attention"] == []
+
+
+def test_files_within_a_budget_come_with_what_was_done_to_them(run_copy, monkeypatch):
+    """An export that is interrupted between two files leaves neither: the first would have no verdict."""
+    config = ExportConfig(kinds="float32,static_int8,full_int8", max_drop=2.0, saved_model=False)
+    made = exporting.to_tflite_within
+
+    def interrupted(model, paths, *args, **kwargs):
+        made(model, {"static_int8": paths["static_int8"]}, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    files = [run_copy / "export" / f"model.{kind}.tflite" for kind in config.kinds]
+    for file in files:
+        file.unlink()
+    monkeypatch.setattr(exporting, "to_tflite_within", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        running.export(run_copy, config)
+    assert not any(file.exists() for file in files)
+    monkeypatch.undo()
+    report = running.export(run_copy, config)
+    relaxations = {artefact["kind"]: artefact["relaxation"] for artefact in report["artefacts"]}
+    assert relaxations["float32"] is None and relaxations["static_int8"] and relaxations["full_int8"]
+    assert not (run_copy / ".state").exists()
+
+
 def test_a_model_from_elsewhere_is_exported_and_proven(finished_run, tmp_path):
     model = tmp_path / "mine.keras"
     shutil.copy(finished_run / "model.keras", model)
-    config = RunConfig(data="digits", export=ExportConfig(kinds="static_int8", saved_model=False))
+    config = RunConfig(data="digits", export=ExportConfig(kinds="static_int8", max_drop=99, saved_model=False))
     report = running.export_model(model, config)
     old = {a["kind"]: a for a in json.loads((finished_run / "report.json").read_text())["artefacts"]}
     assert [a["kind"] for a in report["artefacts"]] == ["static_int8"]

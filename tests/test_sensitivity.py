@@ -61,6 +61,15 @@ def test_errors_of_layers(float32, observed, pictures, kind):
     assert 0.4 < together / np.sqrt((alone**2).sum()) < 2.5
 
 
+@pytest.mark.parametrize(
+    ("reference", "error"), [([[1, 3], [5, 7]], 0.1), ([[2, 2], [2, 2]], 0.05), ([[0, 0], [0, 0]], 0.1)]
+)
+def test_relative_errors_of_logits_without_a_spread(reference, error):
+    reference = np.array(reference, float)
+    assert relative_error(reference, reference) == 0
+    assert relative_error(reference + 0.1, reference) == pytest.approx(error)
+
+
 def test_relaxed_layers_are_computed_more_finely(float32, observed, pictures):
     layers = ["block_0_attention", "block_1_mlp"]
     exact = Classifier(float32).logits(pictures)

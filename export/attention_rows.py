@@ -53,4 +53,4 @@ class AttentionRows:
 def patch_grid(model: keras.Model) -> tuple[int, int]:
     """Returns a model's height and width in patches."""
     patches = next(layer for layer in model.layers if isinstance(layer, PatchEmbedding))
-    return patches.grid_size(model.input_shape)
+    return patches.grid_size(patches.input.shape)

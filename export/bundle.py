@@ -128,6 +128,7 @@ def _ends_in_softmax(info: FileInfo) -> bool:
     made_by = {output: operator for operator in info.operators for output in operator.outputs}
     operator = made_by.get(info.outputs[0])
     while operator and operator.name in ("DEQUANTIZE", "QUANTIZE"):
+        made_by = {output: maker for output, maker in made_by.items() if maker is not operator}  # A cycle has an end.
         operator = made_by.get(operator.inputs[0])
     return operator is not None and operator.name == "SOFTMAX"
 

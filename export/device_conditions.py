@@ -291,7 +291,7 @@ def _no_batch_padding(node: Node) -> str | None:
 
 def _depth_of_4(node: Node) -> str | None:
     one = node.input(0)
-    if one is None or len(one.shape) - 1 not in node.axes(1) or one.shape[-1] % 4 == 0:
+    if one is None or not one.shape or len(one.shape) - 1 not in node.axes(1) or one.shape[-1] % 4 == 0:
         return None
     return f"over a last dimension of {one.shape[-1]} (multiples of 4 are taken)"
 

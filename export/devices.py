@@ -91,14 +91,15 @@ def check_devices(path: str | Path, targets: Iterable[str] = ("all",)) -> tuple[
         raise ValueError("targets must name at least one target. Received: targets=()")
     info = inspect_file(path)
     names = {name for target in chosen for name in target.rules}
-    done = {name: check_rules(info, RULE_SETS[name]) for name in names}
+    layers = LayerNames(info)
+    done = {name: check_rules(info, RULE_SETS[name], layers) for name in names}
     return tuple(DeviceCheck(target, tuple(done[name] for name in target.rules)) for target in chosen)
 
 
-def check_rules(info: FileInfo, rules: RuleSet) -> RulesCheck:
+def check_rules(info: FileInfo, rules: RuleSet, layers: LayerNames | None = None) -> RulesCheck:
     """Holds every operator of a file against one set of rules."""
+    layers = layers or LayerNames(info)
     tensors, unpacked = _unpack_constants(info, rules)
-    layers = LayerNames(info)
     batch = next((tensors[i].shape[0] for i in info.inputs if i >= 0 and tensors[i].shape), 1)
     refused = []
     for index, operator in enumerate(info.operators):

@@ -11,6 +11,10 @@ ALMOST_FULL = 2**16
 """A disk with fewer free bytes is taken to be the reason of a failed write."""
 
 
+PARTIAL = ".partial."
+"""How the name of what is not whole yet begins."""
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` when the block ends well.
@@ -20,7 +24,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial.{path.name}")
+    temporary = path.with_name(PARTIAL + path.name)
     remove(temporary)
     try:
         yield temporary

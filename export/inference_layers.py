@@ -215,14 +215,14 @@ class InferenceReadout(keras.layers.Layer):
 
     def call(self, x, log_counts=None):
         tokens, dim, heads, queries = x.shape[1], x.shape[2], self.num_heads, self.num_queries
-        own_channels = np.repeat(np.eye(heads, dtype="float32"), dim // heads, axis=1)  # (H, D)
+        own_channels = np.repeat(np.eye(heads, dtype="float32"), dim // heads, axis=1)[None]  # (1, H, D)
         query = self.query(x[:, :queries])  # (B, Q, D)
         if self.scale_queries:
             query = query * (dim // heads) ** -0.5
         if queries == 1:
             query = query * own_channels  # (B, H, D): without what a device would have to reshape.
         else:
-            query = ops.reshape(query, (-1, queries, 1, dim)) * own_channels  # (B, Q, H, D)
+            query = ops.reshape(query, (-1, queries, 1, dim)) * own_channels[None]  # (B, Q, H, D)
             query = ops.reshape(query, (-1, queries * heads, dim))  # (B, QH, D)
         query = self.key(query)
         if self.num_prompts:
@@ -235,7 +235,7 @@ class InferenceReadout(keras.layers.Layer):
         if queries == 1:
             y = ops.sum(y * own_channels, axis=1, keepdims=True)  # (B, 1, D)
         else:
-            y = ops.sum(ops.reshape(y, (-1, queries, heads, dim)) * own_channels, axis=2)  # (B, Q, D)
+            y = ops.sum(ops.reshape(y, (-1, queries, heads, dim)) * own_channels[None], axis=2)  # (B, Q, D)
         y = self.out(y)
         if not self.give_attention:
             return y

@@ -52,7 +52,7 @@ class Classifier:
         inputs, results = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         outputs = results[:1] if keep_tensors else results
         shapes = _shapes(inputs, outputs)
-        if image_size is not None and shapes[0][1:3] != tuple(image_size):
+        if image_size is not None and inputs and shapes[0][1:3] != tuple(image_size):
             self._runner, inputs, outputs = self._for_size(image_size, path)
             shapes = _shapes(inputs, outputs)
         if len(inputs) != 1 or [len(shape) for shape in shapes] not in ([4, 2], [4, 2, 3]) or shapes[0][3] != 3:
@@ -75,7 +75,7 @@ class Classifier:
             runner = self._interpreter.get_signature_runner(name)
             inputs, outputs = (list(d.values()) for d in (runner.get_input_details(), runner.get_output_details()))
             outputs.sort(key=lambda detail: len(detail["shape"]))  # Scores first.
-            known.append(_shapes(inputs, outputs)[0][1:3])
+            known.append(_shapes(inputs[:1])[0][1:3] if inputs else ())
             if known[-1] == tuple(image_size):
                 return runner, inputs, outputs
         sizes = ", ".join("x".join(map(str, size)) for size in known) or "other"

@@ -12,6 +12,10 @@ _INNER = {"BatchNorm", "Gelu", "Softmax", "Tensordot", "einsum"}
 """Scopes that TensorFlow's functions open inside a layer."""
 
 
+_NAME, _PARTS = 4096, 64
+"""Characters of a name that are looked at, and fused operators in it: no converter writes more, a hostile file may."""
+
+
 class LayerNames:
     """Layer names of one file.
 
@@ -22,6 +26,7 @@ class LayerNames:
 
     def __init__(self, info: FileInfo) -> None:
         self._tensors = info.tensors
+        self._known: dict[str, list[list[str]]] = {}
         roots = [part[0] for operator in info.operators for part in self._parts(operator.outputs)]
         [(root, _)] = Counter(roots).most_common(1) or [("", 0)]
         suffix = re.search(r"_\d+$", root)
@@ -41,10 +46,10 @@ class LayerNames:
 
     def _parts(self, numbers: tuple[int, ...] | list[int]) -> Iterator[list[str]]:
         for number in numbers:
-            name = self._tensors[number].name if number >= 0 else ""
-            for part in name.split(";"):
-                if "/" in part:
-                    yield part.split("/")
+            name = self._tensors[number].name[:_NAME] if number >= 0 else ""
+            if name not in self._known:
+                self._known[name] = [part.split("/") for part in name.split(";")[:_PARTS] if "/" in part]
+            yield from self._known[name]
 
     def _layer(self, path: list[str]) -> str:
         scopes = []

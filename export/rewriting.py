@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from vit_keras.graph import as_functional
 from vit_keras.layers import (
     AttentionPooling,
     LayerNormalization,
@@ -24,6 +25,7 @@ from vit_keras.layers import (
     TransformerBlock,
 )
 from vit_keras.messages import nearest
+from vit_keras.precision import precision
 from vit_keras.weights import resize
 
 from .attention_rows import AttentionRows, patch_grid
@@ -65,6 +67,7 @@ def check_rewrites(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in REWRITES if name in names)
 
 
+@precision("float32")
 def rewrite(
     model: keras.Model,
     rewrites: Iterable[str] = tuple(REWRITES),
@@ -76,8 +79,8 @@ def rewrite(
     """Builds a float32 model for prediction that computes the same from fewer operators.
 
     Args:
-        model: A functional or sequential model of any layers, with one input. It is left as it is. Models of other
-            classes are returned unchanged.
+        model: A model of any layers, with one input. It is left as it is. Models of classes of their own are not looked
+            into.
         rewrites: Names in `REWRITES`. Those that the model gives no occasion for do nothing.
         pictures: Sample pictures, `(n, H, W, 3)`, that `"smoothing"` measures activations on; without them it looks at
             the weights alone.
@@ -96,17 +99,20 @@ def rewrite(
             transformer blocks, or both of them.
     """
     names = set(check_rewrites(rewrites))
-    functional = isinstance(model, (keras.Sequential, keras.src.models.Functional))
-    flat = as_flat(model, "layer_norm" in names) if functional else model
-    stream = Stream.of(flat) if functional else None
+    flat = as_flat(as_functional(model), "layer_norm" in names)
+    stream = Stream.of(flat)
     if with_attention:
         check_chain(model, "with_attention")
     if merge_tokens:
         check_merging(merge_tokens, (), with_attention)
         check_chain(model, "merge_tokens", at_least=2)
-    if not functional:
-        logger.warning("%s is of a class of its own and is exported as it is: no rewrites.", model.name)
     if stream is None:
+        if names:
+            logger.warning(
+                "%s is no chain of vit_keras's blocks between a patch embedding and a LayerNorm: its layers are left "
+                "as they are, each with all its operators.",
+                model.name,
+            )
         return flat
     options = {"with_attention": with_attention, "merge_tokens": merge_tokens}
     lean = _Emitter(flat, stream, names, smoothing, **options).model()
@@ -115,6 +121,7 @@ def rewrite(
     return lean
 
 
+@precision("float32")
 def at_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
     """Builds a flat float32 model of the same weights for pictures of another size; see `vit_keras.weights.resize`."""
     return resize(flatten(model, own_norms=False), image_size)
@@ -140,6 +147,7 @@ class _Emitter:
         self.last_block = blocks[-1].name
         self.merged_block = blocks[merged_after(len(blocks)) - 1].name if merge_tokens else None
         self.merge_tokens = merge_tokens
+        self.copies: dict[int, keras.layers.Layer] = {}  # Of layers behind the stream, which may be called twice.
         self.counts: tuple = ()  # What attention is told of merged tokens: the logarithm of how many each stands for.
         self.places = None  # Where what stands for each token is, once some are merged.
         if "layer_scale" not in names and any(b.attention_scale is not None for b in blocks):
@@ -174,7 +182,7 @@ class _Emitter:
             if isinstance(layer, PatchEmbedding):
                 return self._patches(layer, x)
             if isinstance(layer, TokenRemoval):
-                return x if self.own_prompts or self.num_kept else self._copy(layer, x)
+                return self._removed(layer, x)
             if self.attention and isinstance(layer, PromptTokens) and not self.own_prompts:
                 self.attention.left_out = slice(layer.num_prefix, layer.num_prefix + layer.num_tokens)
             return self._block(layer, x) if isinstance(layer, TransformerBlock) else self._added(layer, x)
@@ -187,9 +195,11 @@ class _Emitter:
         return self._copy(layer, *args, **kwargs)
 
     def _copy(self, layer, *args, **kwargs):
-        copy = layer.__class__.from_config(layer.get_config())
+        copy = self.copies.get(id(layer)) or layer.__class__.from_config(layer.get_config())
         outputs = self._pooled(copy, *args, **kwargs)
-        copy.set_weights(layer.get_weights())
+        if id(layer) not in self.copies:
+            copy.set_weights(layer.get_weights())
+            self.copies[id(layer)] = copy
         return outputs
 
     def _pooled(self, copy, *args, **kwargs):
@@ -248,6 +258,15 @@ class _Emitter:
                 PromptTokens(layer.num_tokens, layer.num_prefix, layer.replace, name=layer.name), x, [values]
             )
         return x
+
+    def _removed(self, layer: TokenRemoval, x):
+        """The stream without some of its tokens, unless the last block leaves them out or they were never there."""
+        if layer.name == self.stream.layers[-1] and (self.own_prompts or self.num_kept):
+            return x
+        if self.prefix.size:
+            x = self._put_before(self.prefix, x, self.prefix_name)
+            self.prefix = self.prefix[:, :0]
+        return self._copy(layer, x)
 
     def _put_before(self, tokens: np.ndarray, x, name: str):
         return self._emit(PrefixTokens(tokens.shape[1], name=name), x, [tokens])
@@ -330,7 +349,7 @@ class _Emitter:
         """Merges patches behind one block, and behind the last gives who reads all tokens as many as there were."""
         if block.name == self.merged_block:
             height, width = patch_grid(self.flat)
-            merged = round(self.merge_tokens * height * width)
+            merged = min(round(self.merge_tokens * height * width), height * width // 2)
             if merged:
                 layer = TokenMerging(merged, x.shape[1] - height * width, name="token_merging")
                 x, counts, self.places = layer(x)
@@ -346,12 +365,16 @@ class _Emitter:
 
     def _reader(self, layer, x):
         """A product behind the last LayerNorm, which takes its gamma and beta over."""
-        copy = layer.__class__.from_config(layer.get_config())
+        if copy := self.copies.get(id(layer)):
+            return self._pooled(copy, x)
+        config = layer.get_config()
+        copy = layer.__class__.from_config({**config, "use_bias": True} if "use_bias" in config else config)
+        self.copies[id(layer)] = copy
         outputs = self._pooled(copy, x)
-        copy.set_weights(layer.get_weights())
-        product = copy.key_value if isinstance(copy, AttentionPooling) else copy
-        folded = after_affine(product_of(product), *self.last_affine)
-        product.set_weights(folded if product.use_bias else folded[:1])
+        if isinstance(copy, AttentionPooling):
+            copy.set_weights(layer.get_weights())
+            layer, copy = layer.key_value, copy.key_value
+        copy.set_weights(after_affine(product_of(layer), *self.last_affine))
         return outputs
 
 

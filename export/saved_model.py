@@ -8,8 +8,11 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from vit_keras.graph import as_functional
+
 from .files import refuse_existing, replacing
 from .framing import Framing
+from .structure import flatten
 
 
 def to_saved_model(
@@ -22,7 +25,7 @@ def to_saved_model(
     `(B, num_classes)`.
 
     Args:
-        model: A Keras model from pixels to logits.
+        model: A Keras model from pixels to logits. Mixed precision becomes float32.
         path: The folder to write.
         overwrite: Whether to replace a folder that is there already.
         framing: How `serving_bytes` brings pictures to the model's size.
@@ -34,6 +37,9 @@ def to_saved_model(
         FileExistsError: the folder exists and `overwrite` is false.
     """
     path = refuse_existing(path, overwrite)
+    model = as_functional(model)
+    if any(part.dtype_policy.name != "float32" for part in model._flatten_layers()):
+        model = flatten(model, own_norms=False)
     image_size = model.input_shape[1:3]
 
     def serve(images):

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from vit_keras.graph import inline, is_functional
+from vit_keras.graph import float32_copy, inline, is_functional
 from vit_keras.layers import (
     AttentionPooling,
     LayerNormalization,
@@ -20,7 +20,8 @@ from vit_keras.layers import (
     TokenSlice,
     TransformerBlock,
 )
-from vit_keras.layers.dense import merged_weights, plain_config
+from vit_keras.layers.dense import merged_weights
+from vit_keras.precision import precision
 
 from .inference_layers import InferenceNormalization
 
@@ -42,13 +43,21 @@ _TRAINING_ONLY = (
 )
 
 
+# Of exactly these classes what they compute is known; a subclass may compute something else.
+_ON_THE_STREAM = (PatchEmbedding, PrefixTokens, PromptTokens, TransformerBlock, TokenRemoval, *POSITIONS)
+_PRODUCTS = (keras.layers.Dense, AttentionPooling)
+
+
 def is_for_training(layer: Any) -> bool:
     """Whether a layer does nothing when a model predicts."""
     return isinstance(layer, _TRAINING_ONLY)
 
 
+@precision("float32")
 def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
     """Copies a model into one flat functional float32 model, without layers that only training needs.
+
+    Nested models of classes of their own stay what they are.
 
     Args:
         model: A functional or sequential model.
@@ -62,15 +71,16 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
             return inline(layer, args[0] if args else kwargs["inputs"], call)
         if is_for_training(layer):
             return args[0]
-        if not isinstance(layer, keras.layers.Layer):
-            return layer(*args, **kwargs)
+        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.Model):
+            return layer(*args, **kwargs)  # A model of a class of its own: there may be no other way to make one.
         fresh = id(layer) not in copies
         if fresh:
             name = layer.name
             while name in names:
                 name += "_"
             names.add(name)
-            copies[id(layer)] = _norm_of(layer, name) if own_norms and _is_plain_norm(layer) else _copy_of(layer, name)
+            new = _norm_of if own_norms and _is_plain_norm(layer) else float32_copy
+            copies[id(layer)] = new(layer, name)
         outputs = copies[id(layer)](*args, **kwargs)
         if fresh:
             copies[id(layer)].set_weights(merged_weights(layer))
@@ -78,10 +88,6 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
 
     inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype="float32", name="images")
     return keras.Model(inputs, inline(model, inputs, call), name=model.name)
-
-
-def _copy_of(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
-    return layer.__class__.from_config({**plain_config(layer), "dtype": "float32", "name": name})
 
 
 def _is_plain_norm(layer: keras.layers.Layer) -> bool:
@@ -120,24 +126,22 @@ class Stream:
     def of(cls, model: keras.Model) -> "Stream | None":
         """Finds the stream, or returns `None` where a model has none, or other layers read from the middle of it."""
         graph = _Graph(model)
-        starts = [layer for layer in model.layers if isinstance(layer, PatchEmbedding)]
+        starts = [layer for layer in model.layers if type(layer) is PatchEmbedding]
         if len(starts) != 1:
             return None
         names, layer = [], starts[0]
-        while isinstance(
-            layer, (PatchEmbedding, PrefixTokens, PromptTokens, TransformerBlock, TokenRemoval, *POSITIONS)
-        ):
+        while type(layer) in _ON_THE_STREAM:
             names.append(layer.name)
             readers = graph.readers(layer)
-            if len(readers) != 1:
+            if len(readers) != 1 or graph.uses(layer) != 1:
                 return None
             layer = readers[0]
-        if not isinstance(layer, LayerNormalization) or not any(
-            isinstance(model.get_layer(name), TransformerBlock) for name in names
-        ):
+        if type(layer) is not LayerNormalization or graph.uses(layer) != 1:
+            return None
+        if not any(isinstance(model.get_layer(name), TransformerBlock) for name in names):
             return None
         before = graph.writer(starts[0])
-        alone = isinstance(before, keras.layers.Rescaling) and len(graph.readers(before)) == 1
+        alone = type(before) is keras.layers.Rescaling and len(graph.readers(before)) == 1
         return cls(
             tuple(names),
             layer.name,
@@ -187,52 +191,80 @@ def as_flat(model: keras.Model, own_norms: bool = True) -> keras.Model:
 
 
 class _Graph:
-    """Who reads from whom in a flat model; layers that only training needs are looked through."""
+    """Who reads from whom in a flat model; layers that only training needs are looked through.
+
+    A layer may be called more than once, in the model and outside: what counts are the model's own calls.
+    """
 
     def __init__(self, model: keras.Model) -> None:
+        self._calls: dict[int, list[Any]] = {}  # Of an operation, from the inputs on.
         self._writers: dict[int, Any] = {}
         self._readers: dict[int, list[Any]] = {}
         self._same: dict[int, int] = {}
-        for operation in model.operations:
-            node = operation._inbound_nodes[-1] if operation._inbound_nodes else None
-            if is_for_training(operation):
-                self._same[id(operation.output)] = self._key(operation.input)
-                continue
-            for tensor in keras.tree.flatten(operation.output):
-                self._writers[id(tensor)] = operation
-            for tensor in node.input_tensors if node else ():
-                self._readers.setdefault(self._key(tensor), []).append(operation)
-        self._outputs = {self._key(tensor) for tensor in model.outputs}
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if is_for_training(node.operation):
+                    self._same[id(node.output_tensors[0])] = self._key(node.input_tensors[0])
+                    continue
+                self._calls.setdefault(id(node.operation), []).append(node)
+                for tensor in node.output_tensors:
+                    self._writers[id(tensor)] = node.operation
+                for tensor in node.input_tensors:
+                    self._readers.setdefault(self._key(tensor), []).append(node)
+        self._outputs = [self._key(tensor) for tensor in model.outputs]
 
     def _key(self, tensor) -> int:
         return self._same.get(id(tensor), id(tensor))
 
+    def uses(self, layer) -> int:
+        """How often the model calls a layer."""
+        return len(self._calls[id(layer)])
+
     def readers(self, layer) -> list[Any]:
         """The layers that take what a layer gives; `None` stands for the model's own output."""
-        tensor = layer.output
-        return self._readers.get(id(tensor), []) + [None] * (id(tensor) in self._outputs)
+        return [node and node.operation for call in self._calls[id(layer)] for node in self._reading(call)]
+
+    def _reading(self, call) -> list[Any]:
+        """The calls that take what a call gives; `None` stands for the model's own output."""
+        keys = [id(tensor) for tensor in call.output_tensors]
+        found = [node for key in keys for node in self._readers.get(key, [])]
+        return found + [None for key in keys if key in self._outputs]
 
     def writer(self, layer) -> Any:
-        return self._writers.get(self._key(layer.input))
+        return self._writers.get(self._key(self._calls[id(layer)][0].input_tensors[0]))
 
     def linear_readers(self, norm) -> tuple[str, ...]:
         """Names of the products that a LayerNorm ends in through layers that commute with its gamma and beta."""
-        found, stack = [], self.readers(norm)
+        reached: dict[int, int] = {}
+        stack = self._reading(self._calls[id(norm)][0])
         while stack:
-            layer = stack.pop()
-            if isinstance(layer, (TokenSlice, keras.layers.Reshape, keras.layers.GlobalAveragePooling1D)):
-                stack += self.readers(layer)
-            elif isinstance(layer, (keras.layers.Dense, AttentionPooling)):
-                found.append(layer.name)
+            call = stack.pop()
+            layer = call and call.operation
+            if _keeps_channels(call):
+                stack += self._reading(call)
+            elif type(layer) in _PRODUCTS:
+                reached[id(layer)] = reached.get(id(layer), 0) + 1
             else:
                 return ()
-        return tuple(found)
+        if any(count < len(self._calls[key]) for key, count in reached.items()):  # One also reads something else.
+            return ()
+        return tuple(self._calls[key][0].operation.name for key in reached)
 
     def num_read(self, norm) -> int | None:
         slices = self.readers(norm)
-        if all(isinstance(s, TokenSlice) and s.stop for s in slices):
+        if slices and all(type(s) is TokenSlice and s.start >= 0 and (s.stop or 0) > 0 for s in slices):
             return max(s.stop for s in slices)
         return None
+
+
+def _keeps_channels(call: Any) -> bool:
+    """Whether a call commutes with factors and summands of the channels, its last axis."""
+    if call is None:
+        return False
+    layer, channels = call.operation, call.input_tensors[0].shape[-1]
+    if type(layer) is keras.layers.GlobalAveragePooling1D:
+        return layer.data_format == "channels_last"
+    return type(layer) in (TokenSlice, keras.layers.Reshape) and call.output_tensors[0].shape[-1] == channels
 
 
 def check_chain(model: keras.Model, option: str, at_least: int = 1) -> None:

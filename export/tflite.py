@@ -16,6 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from vit_keras.graph import as_functional
+
 from .attention import OUTPUT as ATTENTION_OUTPUT
 from .attention_rows import patch_grid
 from .calibrate import RANGES, sample
@@ -210,6 +212,7 @@ def _convert(
     sensitivity: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Checks the arguments, and lets the child process write the files; returns the content of its results."""
+    model = as_functional(model)
     kinds = check_kinds((*paths, *sensitivity))
     targets = {kind: refuse_existing(paths[kind], overwrite) for kind in kinds if kind in paths}
     labels = None if options.labels is None else check_labels(options.labels, model.output_shape[-1])

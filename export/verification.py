@@ -7,6 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from vit_keras.graph import as_functional
+
 from .interpreter import Classifier, OperatorCensus
 from .latency import Latency, measure_latency
 from .rewriting import at_size
@@ -72,6 +74,7 @@ def verify(
     if not batches:
         raise ValueError("dataset must hold at least one batch. Received: none")
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    model = as_functional(model)
     if images.shape[1:3] != model.input_shape[1:3]:
         model = at_size(model, images.shape[1:3])
     reference = model.predict(images, verbose=0)

@@ -16,11 +16,11 @@ from vit_keras.export.files import disk_full, free_bytes, remove, replacing
 
 from .config import FitConfig
 from .distribution import Process
+from .fit_config import IMMATERIAL
 
 Row = dict[str, float]
 _STEPS_BETWEEN_LOOKS = 50
 """The loss is looked at this often: a training that has gone astray need not go on to the end of its epoch."""
-_IMMATERIAL = ("checkpoint_steps", "jit", "tensorboard")
 """Settings of `FitConfig` that do not change where a training arrives."""
 
 
@@ -166,6 +166,10 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self, new: State, weights: list[np.ndarray]) -> None:
         """Writes all variables, then the state that names the file."""
         others = [keras.ops.convert_to_numpy(v) for v in self._variables()[len(weights) :]]
+        gathered = others[: len(self.model.optimizer.variables)]
+        if not all(np.isfinite(value).all() for value in gathered):
+            where = f"epoch {len(new.rows) + (new.step > 0)}"
+            raise _divergence("What the optimiser has gathered became no number", where)
         if free_bytes(self.folder) < sum(value.nbytes for value in (*weights, *others)):
             raise disk_full(self.folder / new.last_file)
         with replacing(self.folder / new.last_file) as temporary, temporary.open("wb") as file:
@@ -232,7 +236,7 @@ def _description(variables: Sequence[keras.Variable], config: FitConfig, steps_p
 
     Without numbers in the names of variables, which Keras gives out anew to layers that have none of their own.
     """
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _IMMATERIAL}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in IMMATERIAL}
     names = [re.sub(r"_\d+", "", variable.path) for variable in variables]
     return {
         **{f"fit.{name}": value for name, value in settings.items()},

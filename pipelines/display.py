@@ -204,16 +204,16 @@ def devices(checks: Sequence["DeviceCheck"], path: str | Path) -> None:
         for result in check.checks
     ]
     _print_table(str(path), rows, wide=("held against",))
-    shown = set()
-    for result in (result for check in checks for result in check.checks):
-        if result.refused and result.rules.name not in shown:
-            shown.add(result.rules.name)
+    for result in {result.rules.name: result for check in checks for result in check.checks}.values():
+        if result.refused:
             title = f"\n{result.rules.title}: {len(result.refused)} refused; {result.rules.falls_back}"
             _print_table(title, _refusals(result.refused), wide=("reason", "layers"))
             for source in result.rules.sources:
                 print(f"Source: {source.url} ({source.state})")
-            for caveat in result.rules.caveats:
-                print(f"Note: {caveat}")
+        elif result.rules.caveats:
+            print(f"\n{result.rules.title}: nothing refused")
+        for caveat in result.rules.caveats:
+            print(f"Note: {caveat}")
 
 
 def _refusals(refused: Sequence["Refusal"]) -> list[dict[str, str]]:

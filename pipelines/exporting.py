@@ -2,8 +2,10 @@
 
 import dataclasses
 import filecmp
+import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from vit_keras.export.attention import read_grids
 from vit_keras.export.attention import rollout as attention_rollout
 from vit_keras.export.bundle import MODEL_FILE
 from vit_keras.export.files import remove
-from vit_keras.export.framing import Framing
+from vit_keras.export.framing import Framing, check_image_sizes
 from vit_keras.export.platforms import bundled_kind
 from vit_keras.export.structure import check_chain
 
@@ -50,11 +52,13 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     """Writes the files that a run lacks.
 
     Raises:
-        FileExistsError: a bundle is there that holds another file.
+        FileExistsError: a file is there that was made of another model or with other settings, or a bundle that holds
+            another file.
         ValueError: the files shall give their attention, and the model has none.
     """
     if config.with_attention:
         check_chain(model, "with_attention")
+    _settle(folder, config, model, data)
     for platform in config.bundles:
         _refuse_other(folder.tflite_file(bundled_kind(config.kinds)), folder.bundle(platform))
     if config.saved_model and not folder.saved_model.exists():
@@ -71,6 +75,8 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     def convert(files: dict[str, Path], with_attention: bool) -> None:
         changes = {**described, "with_attention": with_attention}
         limits = {kind: limit for kind in files if (limit := _limit(kind, config)) is not None}
+        if not with_attention:
+            _keep_relaxations(folder, files, {})
         if not limits:
             if files:
                 to_tflite_files(model, files, calibration(), **changes)
@@ -82,7 +88,7 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         staged = {kind: folder.state / file.name for kind, file in files.items()}
         found = to_tflite_within(model, staged, calibration(), validation, limits, overwrite=True, **changes)
         if not with_attention:
-            _keep_relaxations(folder, found)
+            _keep_relaxations(folder, files, found)
         for kind, file in files.items():
             if kind in found and _refused(kind, found[kind], limits[kind]):
                 remove(staged[kind])
@@ -95,12 +101,47 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         made = [kind for kind in config.kinds if folder.tflite_file(kind).exists()]
         convert({kind: file for kind in made if not (file := folder.attention_file(kind)).exists()}, True)
     kinds = [kind for kind in config.kinds if KINDS[kind].calibrated]
-    if config.sensitivity and kinds and (missing or not folder.sensitivity.exists()):
+    known = json.loads(folder.sensitivity.read_text()) if folder.sensitivity.exists() else {}
+    kinds = [kind for kind in kinds if kind in missing or kind not in known]
+    if config.sensitivity and kinds:
         errors = measure_sensitivity(model, kinds, calibration(), **options)
-        folder.write_json(
-            folder.sensitivity, {k: [dataclasses.asdict(e) for e in found] for k, found in errors.items()}
-        )
+        known.update({kind: [dataclasses.asdict(error) for error in found] for kind, found in errors.items()})
+        folder.write_json(folder.sensitivity, known)
     _write_bundles(folder, config, data.test.framing)
+
+
+def _settle(folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData) -> None:
+    """Writes down what each file that is missing will be made of and with, and refuses those that are not of the same.
+
+    It stands there before the file does, so that an interruption leaves no file without it.
+    """
+    weights = hashlib.sha256()
+    for variable in model.weights:
+        weights.update(keras.ops.convert_to_numpy(variable).tobytes())
+    framing = None if data.test.framing is None else dataclasses.asdict(data.test.framing)
+    common = {"model": weights.hexdigest(), "classes": list(data.classes), "framing": framing}
+    settings = {**common, "calibration_pictures": config.calibration_pictures, "merge_tokens": config.merge_tokens}
+    settings["image_sizes"] = [list(size) for size in check_image_sizes(config.image_sizes)]
+    wanted: dict[Path, dict[str, Any]] = {folder.saved_model: common} if config.saved_model else {}
+    for kind in config.kinds:
+        limit = _limit(kind, config)
+        held = {} if limit is None else {"max_drop": limit, "validation_pictures": config.validation_pictures}
+        wanted[folder.tflite_file(kind)] = {**settings, **held}
+        if config.with_attention:
+            wanted[folder.attention_file(kind)] = {**settings, **held}
+    known = json.loads(folder.made.read_text()) if folder.made.exists() else {}
+    for file, new in wanted.items():
+        old = known.get(file.name, {})
+        if file.exists() and old != new:
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            raise FileExistsError(
+                f"{file} was made {'of another model' if 'model' in names else 'with other settings'}"
+                f"{''.join(f', {n}: {old.get(n)}, now {new.get(n)}' for n in names if n not in ('model', 'classes'))}; "
+                "--overwrite replaces it."
+            )
+        known[file.name] = new
+    if wanted:
+        folder.write_json(folder.made, known)
 
 
 def _write_bundles(folder: RunFolder, config: ExportConfig, framing: Framing | None) -> None:
@@ -132,11 +173,13 @@ def _limit(kind: str, config: ExportConfig) -> float | None:
     return min(limits, default=None)
 
 
-def _keep_relaxations(folder: RunFolder, found: dict[str, Relaxation]) -> None:
-    """Writes down how files were brought within their limits."""
-    known = json.loads(folder.relaxations.read_text()) if folder.relaxations.exists() else {}
+def _keep_relaxations(folder: RunFolder, made: Iterable[str], found: dict[str, Relaxation]) -> None:
+    """Writes down how the files that are made were brought within their limits, in place of what was known of them."""
+    old = json.loads(folder.relaxations.read_text()) if folder.relaxations.exists() else {}
+    known = {kind: values for kind, values in old.items() if kind not in made}
     known.update({kind: dataclasses.asdict(relaxation) for kind, relaxation in found.items()})
-    folder.write_json(folder.relaxations, known)
+    if known != old:
+        folder.write_json(folder.relaxations, known)
 
 
 def _refused(kind: str, relaxation: Relaxation, limit: float) -> bool:

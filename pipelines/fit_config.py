@@ -11,6 +11,10 @@ OPTIMIZERS = ("adamw", "muon", "lion", "lamb", "sgd")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
+IMMATERIAL = ("checkpoint_steps", "jit", "tensorboard")
+"""Settings that may change in a training that was interrupted."""
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """How the model is trained: linear warm-up, cosine decay, early stopping.

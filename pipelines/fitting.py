@@ -3,8 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import keras
 import vit_keras
 from vit_keras import adapt, count_parameters, create_model, merge_lora
 from vit_keras.distillation import Distiller
+from vit_keras.precision import precision
 
 from . import distribution
 from .config import RunConfig
@@ -41,23 +41,13 @@ def build_model(config: RunConfig, num_classes: int, weights: str | None) -> ker
     Raises:
         ValueError: a model, weights or a way to adapt them that do not fit.
     """
-    with _precision(config.fit.precision):
+    with precision(config.fit.precision):
         model = create_model(config.model, num_classes, config.input.image_size, weights=weights, **config.override)
         if config.adapt.method == "full":
             return model
         model = adapt(model, seed=config.fit.seed, **config.adapt.arguments())
     logger.warning("%s: %s", config.adapt.method, count_parameters(model))
     return model
-
-
-@contextmanager
-def _precision(policy: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 @dataclass(frozen=True)
@@ -78,11 +68,24 @@ class Fitted:
 def fit_model(
     folder: RunFolder, config: RunConfig, data: ImageData, model: keras.Model, verbose: str | int, process: Process
 ) -> Fitted:
-    """Trains a run's model, by distillation if it has a teacher; goes on where an interrupted training was."""
+    """Trains a run's model, by distillation if it has a teacher; goes on where an interrupted training was.
+
+    Raises:
+        FloatingPointError: the loss or a weight is no number any more. The model of the last state is kept.
+    """
     state = folder.state / "training"
     joined = with_teacher(model, config)
     source = fit_data(data, model.input_shape[1:3], config, folder.state / "pixels", process)
-    rows = fit(joined, source, config.fit, state, verbose, process, _progress(folder))
+    try:
+        rows = fit(joined, source, config.fit, state, verbose, process, _progress(folder))
+    except FloatingPointError as error:
+        if not (state / "state.json").exists():
+            raise
+        load_last(joined, state)
+        folder.save_model(_plain(model), folder.last_model_file)
+        raise FloatingPointError(
+            f"{error} {folder.last_model_file} holds the model as it was; --weights starts another run from it."
+        ) from error
     best = _plain(model)
     if min(range(len(rows)), key=lambda i: rows[i]["val_loss"]) == len(rows) - 1:
         return Fitted(rows, best, None)

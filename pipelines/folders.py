@@ -33,8 +33,11 @@ def read_folder(path: Path) -> Source:
     return Source(path.resolve().name, tuple(classes), splits, are_files=True)
 
 
+_NO_CLASSES = ("__MACOSX", "__pycache__")
+
+
 def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _NO_CLASSES)
 
 
 def _warn_of_unused(paths: Iterable[Path]) -> None:

@@ -83,7 +83,7 @@ def _digest(split: Split) -> str:
         if isinstance(image, str):
             facts = Path(image).stat()
             image = f"{image}\n{facts.st_size}\n{facts.st_mtime_ns}\n".encode()
-        digest.update(image)
+        digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
@@ -160,9 +160,9 @@ def training_batches(
     order = _Order(split.labels, places, changes.repeats, seed, weights if balance == "sampling" else None)
     read = _cropping_reader(split, image_size, changes)
 
-    def draw(epoch: tf.Tensor, indices: tf.Tensor, copies: tf.Tensor) -> tuple[tf.Tensor, Plan]:
+    def draw(epoch: tf.Tensor, indices: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, Plan]:
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        return indices, plan(key, indices * changes.repeats + copies, image_size, changes)
+        return indices, plan(key, numbers, image_size, changes)
 
     def load(index: tf.Tensor, own: Plan) -> tuple[tf.Tensor, tf.Tensor, Plan]:
         return change_picture(read(index, own.crop), own, changes), labels[index], own
@@ -191,7 +191,11 @@ class _Order:
     weights: np.ndarray | None
 
     def __call__(self, epoch: tf.Tensor, first_step: tf.Tensor) -> tf.data.Dataset:
-        """Returns the batches of an epoch from a step on: the epoch, indices and numbers of the copies, `(B,)`."""
+        """Returns the batches of an epoch from a step on: the epoch, indices, and what changes are drawn by, `(B,)`.
+
+        That is the picture and which copy of it, wherever these stand; where a picture is drawn as often as it comes,
+        it is the place in the epoch.
+        """
         count = len(self.labels)
         key = tf.stack([tf.constant(self.seed, tf.int64), epoch])
         if self.weights is None:
@@ -201,8 +205,10 @@ class _Order:
             drawn = tf.random.stateless_uniform((count,), key, dtype=tf.float64) * edges[-1]
             order = tf.searchsorted(tf.constant(edges), drawn, side="right", out_type=tf.int64)
         places = self.places[first_step:]
-        parts = (tf.gather(order, places // self.repeats), tf.math.floormod(places, self.repeats))
-        return tf.data.Dataset.from_tensor_slices(parts).map(lambda i, copy: (epoch, i, copy))
+        indices = tf.gather(order, places // self.repeats)
+        copies = tf.math.floormod(places, self.repeats)
+        numbers = indices * self.repeats + copies if self.weights is None else places
+        return tf.data.Dataset.from_tensor_slices((indices, numbers)).map(lambda i, number: (epoch, i, number))
 
 
 def _finisher(

@@ -11,13 +11,17 @@ from typing import Any
 
 import yaml
 
-from vit_keras.export.files import remove, replacing
+from vit_keras.export.files import PARTIAL, remove, replacing
 from vit_keras.export.framing import Framing
 
 from .config import RunConfig
+from .fit_config import IMMATERIAL
 from .yaml_text import read_yaml, write_yaml
 
 logger = logging.getLogger(__name__)
+
+
+_MAY_CHANGE = {"out", *(f"fit.{name}" for name in IMMATERIAL)}
 
 
 class RunFolder:
@@ -43,6 +47,8 @@ class RunFolder:
         self.saved_model = self.export / "saved_model"
         self.golden = self.export / "golden"
         """Test pictures with the answers of every file."""
+        self.made = self.export / "made.json"
+        """Of each file, what it was made of and with."""
         self.relaxations = self.export / "relaxations.json"
         self.sensitivity = self.export / "sensitivity.json"
         self.sensitivity_plot = self.export / "sensitivity.png"
@@ -86,7 +92,8 @@ class RunFolder:
         if self.config_file.exists() and overwrite:
             self.clear()
         elif self.config_file.exists():
-            differences = _differences(self.load_config().to_dict(), config.to_dict())
+            old = self.load_config().to_dict()
+            differences = _differences(old, config.to_dict())
             if differences:
                 export = self.trained and all(line.startswith("export.") for line in differences)
                 other = "export it with other ones" if export else "with --overwrite to start again"
@@ -94,14 +101,15 @@ class RunFolder:
                     f"{self.path} holds an unfinished run with other settings ({'; '.join(differences)}); "
                     f"call it with the same settings to go on, or {other}."
                 )
-            return
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.trained or old["fit"] == config.to_dict()["fit"]:
+                return
+        elif self.path.exists() and (not self.path.is_dir() or any(map(_is_whole, self.path.iterdir()))):
             raise FileExistsError(f"{self.path} exists and is no run; choose another folder with --out.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_text(self.config_file, write_yaml(config.to_dict()))
 
     def clear(self) -> None:
-        """Removes what a run has written, the configuration last, and nothing else."""
+        """Removes what a run has written but its configuration, which says that the folder is one, and nothing else."""
         for file in (self.report_json, self.report_html, self.model_file, self.metrics_file, self.environment_file):
             remove(file)
         for file in (
@@ -114,7 +122,6 @@ class RunFolder:
             self.state,
         ):
             remove(file)
-        remove(self.config_file)
 
     def load_config(self) -> RunConfig:
         """Reads the run's configuration.
@@ -224,13 +231,18 @@ def framing_of(file: Path) -> Framing | None:
     return run.load_config().input.framing if run.config_file.is_file() else None
 
 
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there for good: what a killed program has left behind while it wrote is not."""
+    return not file.name.startswith(PARTIAL)
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lists what differs between two configurations, as "fit.epochs: 20, now 30"; the folder's name may."""
+    """Lists what differs between two configurations and must not, as "fit.epochs: 20, now 30"."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
             found += _differences(before, now, f"{prefix}{key}.")
-        elif before != now and prefix + key != "out":
+        elif before != now and prefix + key not in _MAY_CHANGE:
             found.append(f"{prefix}{key}: {before}, now {now}")
     return found

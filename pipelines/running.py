@@ -108,6 +108,11 @@ def evaluate(path: str | Path) -> Evaluation:
     if not is_file:
         return evaluate_model(vit_keras.load_model(folder.require_model()), data.test)
     classifier = Classifier(path)
+    if classifier.num_classes != len(data.classes):
+        raise ValueError(
+            f"{path} must give scores of the {len(data.classes)} classes of {data.name}. "
+            f"Received: num_classes={classifier.num_classes}"
+        )
     images = (images for images, _ in batches(data.test, classifier.image_size, 256).as_numpy_iterator())
     return evaluate_logits(np.concatenate([classifier.logits(batch) for batch in images]), data.test.labels)
 
@@ -283,6 +288,6 @@ def _export_again(
     if overwrite:
         files = (file(kind) for kind in config.kinds for file in (folder.tflite_file, folder.attention_file))
         bundles = (folder.bundle(platform) for platform in config.bundles)
-        for file in (folder.saved_model, *files, *bundles):
+        for file in (folder.saved_model, *files, *bundles, folder.sensitivity, folder.sensitivity_plot):
             remove(file)
     export_files(folder, config, model, data)

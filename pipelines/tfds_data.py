@@ -66,6 +66,11 @@ def _read(builder, name: str) -> Source:
     if "train" not in wanted:
         raise ValueError(f"{name} must have a train split. Received: splits={available}")
     splits = {split: _read_split(builder, given, image_key, label_key) for split, given in wanted.items()}
+    for split in [split for split, pictures in splits.items() if (pictures.labels < 0).all()]:
+        if split == "train":
+            raise ValueError(f"{name} must have labels in its train split. Received: none")
+        logger.warning("The split %s of %s has no labels and is not used.", split, name)
+        del splits[split]
     return Source(name, tuple(features[label_key].names), splits)
 
 

@@ -162,12 +162,20 @@ def test_strays_and_hidden_folders_are_ignored(tmp_path):
     expected = files(tmp_path, "a", "b", "c")
     for file in (".DS_Store", "a/.DS_Store", "a/._00.png", "a/Thumbs.db", "b/notes.txt", "README.md"):
         (tmp_path / file).write_bytes(b"no picture")
-    for folder in (".git", ".ipynb_checkpoints", "__MACOSX"):
+    for folder in (".git", ".ipynb_checkpoints", "__MACOSX", "__pycache__"):
         (tmp_path / folder).mkdir()
         picture().save(tmp_path / folder / "hidden.png")
     data = load_data(str(tmp_path))
     assert data.classes == ("a", "b", "c")
     assert sorted([*data.train.images, *data.validation.images, *data.test.images]) == expected
+
+
+def test_classes_may_be_called_what_they_like(tmp_path):
+    for i, name in enumerate(("__other__", "_", "a b")):
+        (tmp_path / name).mkdir()
+        for j in range(6):
+            picture(seed=10 * i + j).save(tmp_path / name / f"{j}.png")
+    assert load_data(str(tmp_path)).classes == ("_", "__other__", "a b")
 
 
 @pytest.mark.parametrize("folder", [".ipynb_checkpoints", ".thumbnails/large"])

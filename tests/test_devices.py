@@ -18,6 +18,8 @@ from vit_keras.export.device_rules import RULE_SETS, Rule
 from vit_keras.export.devices import check_rules, partition
 from vit_keras.export.flatbuffer import FileInfo, OperatorInfo, TensorInfo, read_file
 from vit_keras.export.targets import TARGETS
+from vit_keras.heads import classifier
+from vit_keras.models import deit, deit3, vit
 from vit_keras.pipelines.cli import main
 
 
@@ -179,6 +181,19 @@ def test_gelu_is_refused_by_edge_tpu_and_microcontrollers(files, odd):
 
 def test_float16_files_run_whole_on_gpus(files):
     assert not refusals(files["float16"], "gpu")
+
+
+@pytest.mark.parametrize("pooling", ["token", "attention", "distilled", "deit3"])
+def test_files_of_all_poolings_run_whole_on_gpus(folder, pooling):
+    small = {"image_size": 8, "patch_size": 2, "hidden_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
+    if pooling == "distilled":
+        backbone = deit(**small, distilled=True)
+    else:
+        backbone = deit3(**small) if pooling == "deit3" else vit(**small, pooling=pooling)
+    model = classifier(backbone, 4)
+    randomise_zeros(model)
+    file = to_tflite_files(model, {"float16": folder / f"{pooling}.tflite"})["float16"]
+    assert not refusals(file, "gpu")
 
 
 def test_a_batch_that_is_not_fixed(odd, plain_keras):

@@ -7,6 +7,7 @@ from test_rewriting import MODELS, SMALL, pixels, with_pixels
 
 import vit_keras
 from vit_keras.export import Classifier, measure_sensitivity, to_tflite, to_tflite_files
+from vit_keras.export.attention_rows import patch_grid
 from vit_keras.export.merging import TokenMerging, TokenUnmerging, merged_after
 from vit_keras.export.rewriting import REWRITES, rewrite
 from vit_keras.heads import classifier
@@ -55,6 +56,22 @@ def test_the_layers_are_saved_and_compute_in_mixed_precision(tmp_path):
         np.testing.assert_array_equal(a, b)
     mixed = TokenMerging(3, 1, dtype="mixed_bfloat16")(x)
     assert [keras.backend.standardize_dtype(part.dtype) for part in mixed] == ["bfloat16", "bfloat16", "int32"]
+
+
+def test_half_of_an_odd_number_of_patches():
+    inputs = keras.Input((40, 56, 3))  # 35 patches: half of them, rounded, are one too many.
+    model = classifier(vit(**{**SMALL, "image_size": (40, 56)}, input_tensor=inputs), 5)
+    assert rewrite(model, merge_tokens=0.5).get_layer("token_merging").num_merged == 17
+
+
+def test_patches_behind_a_resizing():
+    """The grid is that of the pictures that are cut, not of those that the model takes."""
+    inputs = keras.Input((48, 48, 3))
+    resized = keras.layers.Resizing(24, 24)(inputs)
+    model = keras.Model(inputs, classifier(vit(**SMALL, pooling="average"), 5)(resized))
+    rewritten = rewrite(model, merge_tokens=0.25)
+    assert rewritten.get_layer("token_merging").num_merged == 2
+    assert patch_grid(rewrite(model, with_attention=True)) == (3, 3)
 
 
 @pytest.mark.parametrize("num_merged", [0, 5])

@@ -219,6 +219,15 @@ def test_a_disk_without_room_is_left_alone(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
+def test_views_of_arrays_are_cached_too(tmp_path, monkeypatch):
+    split = arrays(10)
+    mirrored = replace(split, images=split.images[..., ::-1])
+    monkeypatch.setattr(preprocessing, "IN_MEMORY_BYTES", 0)
+    expected = load_pixels(replace(split, images=np.ascontiguousarray(mirrored.images)), (6, 5), tmp_path).images
+    np.testing.assert_array_equal(load_pixels(mirrored, (6, 5), tmp_path).images, expected)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("image_size", [(8, 8), (6, 5), (16, 16)])
 def test_paths_bytes_and_arrays_give_the_same_batches(tmp_path, image_size):
     pixels = arrays()
@@ -506,6 +515,17 @@ def test_sampling_draws_all_classes_equally_often():
     dataset = training_batches(skewed(), (8, 8), 50, OFF, 0, balance="sampling")
     labels = np.concatenate([y for _, y in itertools.islice(dataset.as_numpy_iterator(), 20)])
     np.testing.assert_allclose(np.bincount(labels) / len(labels), 1 / 3, atol=0.06)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_picture_that_is_drawn_twice_is_changed_in_two_ways(repeats):
+    split = skewed()
+    rare = Split(split.images[-20:], np.array([0] * 18 + [1] * 2, "int32"))
+    config = AugmentConfig("none", shift=0.2, noise=0.05, repeats=repeats)
+    dataset = training_batches(rare, (8, 8), 20, config, 0, balance="sampling")
+    images, labels = next(dataset.as_numpy_iterator())
+    drawn = [image.tobytes() for image in images[labels == 1]]
+    assert len(set(drawn)) == len(drawn) > 4
 
 
 @pytest.mark.parametrize("mixup", [0.0, 1.0])

@@ -17,8 +17,16 @@ from vit_keras.export.rewriting import REWRITES, check_rewrites, rewrite
 from vit_keras.export.smoothing import smoothed_channels
 from vit_keras.export.structure import Stream, as_flat, flatten
 from vit_keras.heads import classifier
-from vit_keras.layers import TransformerBlock
+from vit_keras.layers import (
+    LayerNormalization,
+    PatchEmbedding,
+    PrefixTokens,
+    TokenRemoval,
+    TokenSlice,
+    TransformerBlock,
+)
 from vit_keras.models import deit, deit3, vit
+from vit_keras.precision import precision
 
 SMALL = {"image_size": 24, "patch_size": 8, "hidden_dim": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48}
 MODELS = {
@@ -234,6 +242,96 @@ def test_a_norm_whose_tokens_are_given_out_keeps_its_affine():
     assert_same(model, rewrite(model), pixels() / 100)
 
 
+class CosineHead(keras.layers.Dense):
+    """A product of its own kind."""
+
+    def call(self, inputs):
+        return 10 * super().call(keras.ops.normalize(inputs, axis=-1))
+
+
+def head_of(kind: str, tokens, images):
+    """Ways to read the tokens behind the last LayerNorm that are not that of our classifiers."""
+    pooled = keras.layers.GlobalAveragePooling1D()(tokens)
+    if kind == "no bias":
+        return keras.layers.Dense(3, use_bias=False)(pooled)
+    if kind == "of a subclass":
+        return CosineHead(3)(pooled)
+    if kind == "all tokens at once":
+        return keras.layers.Dense(3)(keras.layers.Reshape((9 * 32,))(tokens))
+    if kind == "channels first":
+        return keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D(data_format="channels_first")(tokens))
+    head, first = keras.layers.Dense(3), keras.layers.Reshape((32,))(TokenSlice(0, 1)(tokens))
+    if kind == "used twice":
+        return keras.layers.Add()([head(pooled), head(first)])
+    other = keras.layers.Dense(32)(keras.layers.GlobalAveragePooling2D()(images))
+    return keras.layers.Add()([head(pooled), head(other)])
+
+
+@pytest.mark.parametrize(
+    "kind", ["no bias", "of a subclass", "all tokens at once", "channels first", "used twice", "used elsewhere too"]
+)
+def test_heads_of_all_sorts(kind):
+    backbone = vit(**SMALL)
+    outputs = head_of(kind, backbone.output["tokens"], backbone.input)
+    model = randomise(keras.Model(backbone.input, outputs))
+    assert_same(model, rewrite(model), pixels() / 100)
+
+
+def test_one_dropout_before_two_heads():
+    model = with_pixels(lambda **kw: classifier(deit(**SMALL, distilled=True, **kw), 5, 0.1))
+    assert set(Stream.of(flatten(model)).readers) == {"head", "head_distillation"}
+    assert_same(model, rewrite(model), pixels())
+
+
+@pytest.mark.parametrize("name", ["token", "distilled", "attention"])
+def test_calls_outside_the_model_do_not_count(name):
+    model = with_pixels(MODELS[name])
+    before = rewrite(model).count_params()
+    for layer in model.layers:
+        if not isinstance(layer, keras.layers.InputLayer):
+            layer(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), layer.input))
+    lean = rewrite(model)
+    assert lean.count_params() == before
+    assert_same(model, lean, pixels())
+
+
+def test_tokens_that_leave_early():
+    """A TokenRemoval in the middle of the stream is no part of what the last block does not compute."""
+    inputs = keras.Input((24, 24, 3))
+    x = PrefixTokens(3)(PatchEmbedding(8, 32)(inputs))
+    x = TokenRemoval(1, 2)(TransformerBlock(4, 48)(x))
+    x = LayerNormalization()(TransformerBlock(4, 48)(x))
+    outputs = keras.layers.Dense(3)(keras.layers.Reshape((32,))(TokenSlice(0, 1)(x)))
+    model = randomise(keras.Model(inputs, outputs))
+    assert Stream.of(model).num_read == 1
+    assert_same(model, rewrite(model), pixels() / 100)
+    early = TokenRemoval(1, 2)(PrefixTokens(3)(PatchEmbedding(8, 32)(inputs)))
+    x = LayerNormalization()(TransformerBlock(4, 48)(early))
+    model = randomise(keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling1D()(x))))
+    assert_same(model, rewrite(model), pixels() / 100)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+def test_the_policy_of_the_moment_does_not_matter(policy, tmp_path):
+    model = with_pixels(MODELS["layer_scale"])
+    expected = model.predict(pixels(), verbose=0)
+    with precision(policy):
+        lean = rewrite(model, with_attention=True)
+        file = to_tflite(model, tmp_path / "m.tflite")
+        assert keras.config.dtype_policy().name == policy
+    assert {part.dtype_policy.name for layer in lean.layers for part in layer._flatten_layers()} == {"float32"}
+    np.testing.assert_allclose(Classifier(file).logits(pixels()), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_nested_layers_become_float32():
+    with precision("mixed_bfloat16"):
+        inputs = keras.Input((24, 24, 3))
+        x = keras.layers.TimeDistributed(keras.layers.Dense(4))(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    parts = [part for layer in rewrite(model).layers for part in layer._flatten_layers()]
+    assert {part.dtype_policy.name for part in parts} == {"float32"}
+
+
 def test_other_models_pass():
     inputs = keras.Input((24, 24, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
@@ -332,7 +430,7 @@ def test_what_stays_in_float_is_named(tmp_path, caplog):
     model = transformer()
     classifier = Classifier(to_tflite(model, tmp_path / "a", "full_int8", [pixels()]))
     assert classifier.operators().float == 0
-    assert not caplog.text
+    assert "its layers are left as they are" in caplog.text and "not integer throughout" not in caplog.text
     classifier = Classifier(to_tflite(model, tmp_path / "b", "full_int8", [pixels()], rewrites=[]))
     assert "NEG" in classifier.float_operators()
     assert "full_int8 is not integer throughout: NEG of layer_normalization" in caplog.text

@@ -19,6 +19,7 @@ import yaml
 from conftest import SHORT
 from PIL import Image
 
+import vit_keras
 from vit_keras import create_model, load_model, weights
 from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels
 from vit_keras.export.quantize import DEFAULT_KINDS
@@ -253,6 +254,33 @@ def test_other_settings_do_not_go_on_with_an_unfinished_run(tmp_path, monkeypatc
         running.run(config(tmp_path / "run", fit=changed))
 
 
+def test_an_unfinished_run_goes_on_with_what_may_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "fit", interrupt)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / ".partial.config.yaml").touch()  # A program was killed before there was a run.
+    for changes in ({}, {"checkpoint_steps": 3, "jit": not SHORT["fit"].jit}):
+        with pytest.raises(KeyboardInterrupt):
+            running.train(config(folder.path, fit=replace(SHORT["fit"], **changes)))
+    assert folder.load_config().fit.checkpoint_steps == 3
+
+
+def test_a_training_that_diverges_leaves_the_model_of_before(tmp_path, monkeypatch):
+    fit = fitting.fit
+
+    def diverging(*args, **kwargs):
+        fit(*args, **kwargs)
+        raise FloatingPointError("The loss became nan in epoch 11; the state before is kept.")
+
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match=r"nan.*last.keras holds.*--weights"):
+        patch.setattr(fitting, "fit", diverging)
+        running.train(config(tmp_path / "run"))
+    model = load_model(tmp_path / "run" / "last.keras")
+    assert all(np.isfinite(value).all() for value in model.get_weights())
+    again = config(tmp_path / "again", weights=str(tmp_path / "run" / "last.keras"))
+    assert running.train(again).accuracy > 0.2
+
+
 @pytest.mark.parametrize("stage", ["to_saved_model", "to_tflite_files", "compare", "measure_latency", "write_html"])
 def test_an_interrupted_run_goes_on(run_copy, monkeypatch, stage):
     """After training: what was there before the interruption is used, what was not is made."""
@@ -293,7 +321,7 @@ def test_train_then_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "fit", interrupt)
     report = running.run(config(folder, export=ExportConfig(("float32",), saved_model=False)))
     assert report["keras"]["accuracy"] == evaluation.accuracy
-    assert sorted(p.name for p in (folder / "export").iterdir()) == ["golden", "model.float32.tflite"]
+    assert sorted(p.name for p in (folder / "export").iterdir()) == ["golden", "made.json", "model.float32.tflite"]
 
 
 def test_logs_are_kept_whenever_the_program_dies(tmp_path, monkeypatch):
@@ -440,6 +468,39 @@ def test_export_for_targets_within_a_budget(run_copy):
     with Image.open(run_copy / "export" / "sensitivity.png") as picture:
         assert picture.width > 600
     assert "What quantising does" in (run_copy / "report.html").read_text()
+
+
+def test_files_of_other_settings_or_of_another_model_are_not_taken_for_those_asked_for(run_copy):
+    for config, words in (
+        (ExportConfig(kinds="static_int8", merge_tokens=0.25), "merge_tokens: 0.0, now 0.25; --overwrite"),
+        (ExportConfig(kinds="full_int8", max_drop=0.5), "max_drop: None, now 0.5, validation_pictures: None, now 2000"),
+    ):
+        with pytest.raises(FileExistsError, match=words):
+            running.export(run_copy, config)
+    model = vit_keras.load_model(run_copy / "model.keras")
+    model.get_layer("head").bias.assign([9.0] * 10)
+    model.save(run_copy / "model.keras")
+    with pytest.raises(FileExistsError, match=r"saved_model was made of another model; --overwrite"):
+        running.export(run_copy)
+    report = running.export(run_copy, ExportConfig(kinds="float32"), overwrite=True)
+    assert report["artefacts"][0]["agreement"] == 1
+    with pytest.raises(FileExistsError, match=r"static_int8.tflite was made of another model"):
+        running.export(run_copy, ExportConfig(kinds="float32,static_int8"))
+
+
+def test_what_was_found_out_about_a_file_goes_with_it(run_copy):
+    config = {"kinds": "static_int8", "saved_model": False}
+    [artefact] = running.export(run_copy, ExportConfig(**config, max_drop=0.0), overwrite=True)["artefacts"]
+    assert artefact["relaxation"]
+    [artefact] = running.export(run_copy, ExportConfig(**config), overwrite=True)["artefacts"]
+    assert artefact["relaxation"] is None
+    running.export(run_copy, ExportConfig(**config, sensitivity=True))
+    config["kinds"] = "dynamic_int8,static_int8,full_int8"
+    running.export(run_copy, ExportConfig(**config, sensitivity=True))
+    errors = json.loads((run_copy / "export" / "sensitivity.json").read_text())
+    assert set(errors) == {"static_int8", "full_int8"}
+    running.export(run_copy, ExportConfig(**config), overwrite=True)
+    assert not (run_copy / "export" / "sensitivity.json").exists()
 
 
 def test_int4_is_refused_where_it_loses_too_much(run_copy, monkeypatch, caplog):

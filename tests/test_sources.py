@@ -384,14 +384,16 @@ def test_record_files_that_are_damaged_compressed_or_without_a_training_file(tmp
 # TFDS
 
 
-def write_tfds(name, directory, splits):
+def write_tfds(name, directory, splits, unlabelled=()):
     builder = tfds.builder(name, data_dir=directory)
     classes = builder.info.features["label"].num_classes
     Path(builder.data_dir).mkdir(parents=True)
     writer = tfds.core.SequentialWriter(builder.info, max_examples_per_shard=7)
     writer.initialize_splits(list(splits))
     for split, pictures in splits.items():
-        writer.add_examples({split: [{"image": p, "label": i % classes} for i, p in enumerate(pictures)]})
+        labels = [-1 if split in unlabelled else i % classes for i in range(len(pictures))]
+        examples = [{"image": p, "label": label} for p, label in zip(pictures, labels, strict=True)]
+        writer.add_examples({split: examples})
     writer.close_all()
     return Path(builder.data_dir)
 
@@ -412,6 +414,14 @@ def test_tfds_of_many_sizes_or_too_large_stays_on_disk(tmp_path, monkeypatch):
     assert isinstance(on_disk.train.images, Records) and isinstance(on_disk.test.images, np.ndarray)
     np.testing.assert_array_equal(load_pixels(on_disk.train, (28, 28)).images, in_memory.train.images)
     np.testing.assert_array_equal(on_disk.train.labels, in_memory.train.labels)
+
+
+def test_a_split_without_labels_is_left_out(tmp_path, caplog):
+    pixels = noise(100, 28, 28, 1)
+    write_tfds("mnist", tmp_path, {"train": pixels, "test": pixels[:10]}, unlabelled=("test",))
+    data = load_data("mnist", str(tmp_path))
+    assert "The split test of mnist has no labels" in caplog.text
+    assert data.test.labels.min() >= 0 and len(data.train) + len(data.validation) + len(data.test) == 100
 
 
 def test_a_download_without_a_network_is_announced_and_fails_soon(tmp_path, monkeypatch, caplog):

@@ -210,6 +210,25 @@ def test_a_state_with_weights_that_are_no_numbers_is_not_kept(digits, tmp_path):
         assert all(np.isfinite(values[name]).all() for name in values.files)
 
 
+def test_an_optimizer_that_has_gathered_what_is_no_number_is_not_kept(digits, tmp_path):
+    model = create_model("vit_micro_patch2_8", 10, num_layers=1)
+    original = model.fit
+
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                sync(model)
+                gathered = model.optimizer._accumulated_gradients[0]
+                gathered.assign(np.full(gathered.shape, np.nan))
+
+    model.fit = lambda *a, callbacks, **k: original(*a, callbacks=[Spoil(), *callbacks], **k)
+    with pytest.raises(FloatingPointError, match="What the optimiser has gathered became no number in epoch 1"):
+        config = FitConfig(epochs=2, jit=False, checkpoint_steps=1, accumulate=2)
+        fit(model, data_of(digits), config, tmp_path)
+    with np.load(tmp_path / "epoch_0_step_2.npz") as values:
+        assert all(np.isfinite(values[name]).all() for name in values.files)
+
+
 def test_half_precision_with_its_loss_scale_goes_on_too(digits, tmp_path):
     config = FitConfig(epochs=2, warmup_epochs=0, patience=None, ema=0.9, checkpoint_steps=2)
     before = keras.config.dtype_policy()

@@ -179,6 +179,7 @@ class Distiller(keras.Model):
     def _teach(self, pictures):
         """Returns the teacher's answer, `(B, C)`."""
         old = _image_size(self.student) or tuple(pictures.shape[1:3])
+        pictures = keras.ops.cast(pictures, "float32")  # A teacher of a class of its own may not take bytes.
         pictures = _resize(pictures, old, self.teacher_image_size or _image_size(self._untracked.teacher) or old)
         return keras.ops.stop_gradient(self._untracked.teacher(pictures, training=False))
 

@@ -6,11 +6,30 @@ from typing import Any
 import keras
 
 from .layers.dense import merged_weights, plain_config
+from .precision import precision
 
 
 def is_functional(model: Any) -> bool:
     """Whether a model's layers and their order are known: it is functional or sequential, not subclassed."""
     return isinstance(model, (keras.Sequential, keras.src.models.Functional))
+
+
+def as_functional(model: keras.Model) -> keras.Model:
+    """Returns a model itself if it is functional, else a functional one of its name that calls it.
+
+    Raises:
+        ValueError: it is of a class of its own, and was not built on one batch of pictures yet.
+    """
+    if is_functional(model):
+        return model
+    shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
+    if len(shapes) != 1 or not isinstance(shapes[0], tuple) or len(shapes[0]) != 4:
+        raise ValueError(
+            "model must have been called on one batch of pictures, (B, H, W, 3): of a class of its own it does not "
+            f"tell its shapes before. Received: model={model.name!r}, a {type(model).__name__} built on {shapes}"
+        )
+    inputs = keras.Input(shapes[0][1:], dtype="float32", name="images")
+    return keras.Model(inputs, model(inputs), name=model.name)
 
 
 def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -33,6 +52,21 @@ def inline(model: keras.Model, inputs, call: Callable[..., Any]):
     return model._run_through_graph(inputs, operation_fn=lambda layer: layer, call_fn=call)
 
 
+def float32_copy(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+    """Returns a layer of the same configuration in float32, with all that is nested in it, and without LoRA."""
+    return type(layer).from_config({**_in_float32(plain_config(layer)), "name": name})
+
+
+def _in_float32(config: Any) -> Any:
+    """A configuration with every dtype policy in it replaced."""
+    if isinstance(config, dict):
+        if str(config.get("class_name", "")).endswith("DTypePolicy"):
+            return "float32"
+        return {key: _in_float32(value) for key, value in config.items()}
+    return [_in_float32(value) for value in config] if isinstance(config, list) else config
+
+
+@precision("float32")
 def flat_copy(model: keras.Model, visit: Callable[..., Any] | None = None) -> tuple[keras.KerasTensor, Any]:
     """Copies a model, layer by layer, into one flat float32 graph with the same weights.
 
@@ -66,8 +100,7 @@ def flat_copy(model: keras.Model, visit: Callable[..., Any] | None = None) -> tu
             while name in names:
                 name += "_"
             names.add(name)
-            config = {**plain_config(layer), "dtype": "float32", "name": name}
-            copies[id(layer)] = type(layer).from_config(config)
+            copies[id(layer)] = float32_copy(layer, name)
         copy = copies[id(layer)]
         output = visit(copy, *args, **kwargs) if visit else copy(*args, **kwargs)
         if fresh:

@@ -20,11 +20,11 @@ class MLP(keras.layers.Layer):
         kernel_initializer: Initialiser of both products.
 
     Call arguments:
-        x: `(B, N, D)`.
+        x: `(..., D)`.
         training: Whether dropout is active.
 
     Returns:
-        `(B, N, D)`.
+        `(..., D)`.
 
     Reference:
         Dosovitskiy et al. (arXiv:2010.11929), section 3.1; biases start at normal(1e-6) as in the reference code.

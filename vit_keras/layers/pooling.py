@@ -65,7 +65,7 @@ class AttentionPooling(keras.layers.Layer):
         self.mlp = MLP(self.mlp_dim, approximate_gelu=self.approximate_gelu, dtype=policy, name="mlp")
         self.key_value.build(input_shape)
         for layer in (self.query, self.out, self.norm, self.mlp):
-            layer.build((input_shape[0], 1, dim))
+            layer.build((input_shape[0], dim))
         freeze_parts(self)
 
     def call(self, tokens, return_attention_scores: bool = False):
@@ -79,8 +79,8 @@ class AttentionPooling(keras.layers.Layer):
         scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))  # (B, H, 1, N)
         scores = ops.softmax(scores, axis=-1)
         y = ops.matmul(scores, ops.transpose(value, (0, 2, 1, 3)))  # (B, H, 1, D/H)
-        y = self.out(ops.reshape(y, (-1, 1, dim)))  # (B, 1, D)
-        y = ops.reshape(y + self.mlp(self.norm(y)), (-1, dim))  # (B, D)
+        y = self.out(ops.reshape(y, (-1, dim)))  # (B, D)
+        y = y + self.mlp(self.norm(y))  # (B, D)
         return (y, scores) if return_attention_scores else y
 
     def compute_output_spec(self, tokens, return_attention_scores: bool = False):

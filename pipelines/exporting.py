@@ -133,15 +133,20 @@ def _settle(folder: RunFolder, config: ExportConfig, model: keras.Model, data: I
     for file, new in wanted.items():
         old = known.get(file.name, {})
         if file.exists() and old != new:
-            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-            raise FileExistsError(
-                f"{file} was made {'of another model' if 'model' in names else 'with other settings'}"
-                f"{''.join(f', {n}: {old.get(n)}, now {new.get(n)}' for n in names if n not in ('model', 'classes'))}; "
-                "--overwrite replaces it."
-            )
+            raise FileExistsError(f"{file} {_otherness(old, new)}; --overwrite replaces it.")
         known[file.name] = new
     if wanted:
         folder.write_json(folder.made, known)
+
+
+def _otherness(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Says in what a file that was made of and with `old` is not the one asked for."""
+    if not old:
+        return "is there, and not in made.json"
+    if old["model"] != new["model"]:
+        return "was made of another model"
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return "was made with other settings, " + ", ".join(f"{n}: {old.get(n)}, now {new.get(n)}" for n in names)
 
 
 def _write_bundles(folder: RunFolder, config: ExportConfig, framing: Framing | None) -> None:

@@ -67,7 +67,7 @@ def test_a_run_does_not_start_from_what_it_replaces(run_copy, name):
 def test_a_run_leaves_its_files(finished_run):
     assert {p.name for p in finished_run.iterdir()} == files_of(finished_run)
     exported = {p.name for p in (finished_run / "export").iterdir()}
-    assert exported == {"golden", "saved_model", *(f"model.{kind}.tflite" for kind in DEFAULT_KINDS)}
+    assert exported == {"golden", "made.json", "saved_model", *(f"model.{kind}.tflite" for kind in DEFAULT_KINDS)}
     assert (finished_run / "labels.txt").read_text().split() == list("0123456789")
     for kind in DEFAULT_KINDS:
         assert read_labels(RunFolder(finished_run).tflite_file(kind)) == tuple("0123456789")
@@ -486,6 +486,9 @@ def test_files_of_other_settings_or_of_another_model_are_not_taken_for_those_ask
     assert report["artefacts"][0]["agreement"] == 1
     with pytest.raises(FileExistsError, match=r"static_int8.tflite was made of another model"):
         running.export(run_copy, ExportConfig(kinds="float32,static_int8"))
+    (run_copy / "export" / "made.json").unlink()
+    with pytest.raises(FileExistsError, match=r"float32.tflite is there, and not in made.json; --overwrite"):
+        running.export(run_copy, ExportConfig(kinds="float32", saved_model=False))
 
 
 def test_what_was_found_out_about_a_file_goes_with_it(run_copy):

@@ -13,10 +13,12 @@ from harness import randomise_zeros
 
 from vit_keras import create_model
 from vit_keras.export import KINDS, check_devices, inspect_file, rewrite, to_tflite_files, try_file
+from vit_keras.export.bundle import _ends_in_softmax
 from vit_keras.export.device_conditions import CONDITIONS
 from vit_keras.export.device_rules import RULE_SETS, Rule
 from vit_keras.export.devices import check_rules, partition
 from vit_keras.export.flatbuffer import FileInfo, OperatorInfo, TensorInfo, read_file
+from vit_keras.export.layer_names import LayerNames
 from vit_keras.export.targets import TARGETS
 from vit_keras.heads import classifier
 from vit_keras.models import deit, deit3, vit
@@ -529,3 +531,17 @@ def test_benchmark_prints_a_line_per_file(capsys, files):
     for row, kind in zip([row for row in rows if row[1]], ("float32", "full_int8"), strict=True):
         assert row[3] == f"{files[kind].stat().st_size:,}"
         assert 0 < float(row[1]) <= float(row[2]) and float(row[4]) > 0 and row[5] == "1"
+
+
+def test_names_and_graphs_that_are_made_to_take_long():
+    """A name of thousands of fused operators is cut, a scalar has no last dimension, and a cycle has an end."""
+    name = "ab/c;" * 4000
+    tensors = tuple(dataclasses.replace(X, name=name + str(i)) for i in range(401))
+    operators = tuple(OperatorInfo("ADD", False, 1, (i, i), (i + 1,), {}) for i in range(400))
+    names = LayerNames(FileInfo(100, tensors, operators, (0,), (400,)))
+    assert names.of(operators[0]) == "ab"
+    assert all(len(parts) <= 64 for parts in names._known.values())
+    for rules in RULE_SETS:
+        reason(rules, "MEAN", [tensor((), "int8", **I8), AXES], [tensor((), "int8", **I8)])
+    cycle = FileInfo(100, (X, X), (OperatorInfo("QUANTIZE", False, 1, (1,), (1,), {}),), (0,), (1,))
+    assert not _ends_in_softmax(cycle)

@@ -507,3 +507,28 @@ def test_int4_takes_weights_that_are_all_zero(pictures, tmp_path):
     assert not fresh.get_layer("head").kernel.numpy().any()
     file = to_tflite(fresh, tmp_path / "fresh", "int4", [pictures[:32]])
     assert np.abs(Classifier(file).logits(pictures[:16])).max() < 1e-4
+
+
+class Own(keras.Model):
+    """A model of a class of its own."""
+
+    def __init__(self):
+        super().__init__(name="own")
+        self.convolution, self.dense = keras.layers.Conv2D(4, 3), keras.layers.Dense(4)
+
+    def call(self, pictures):
+        return self.dense(keras.ops.mean(self.convolution(pictures / 255.0), axis=(1, 2)))
+
+
+def test_models_of_classes_of_their_own(pictures, tmp_path, caplog):
+    model = Own()
+    with pytest.raises(ValueError, match=r"called on one batch of pictures.*'own', a Own built on"):
+        to_tflite(model, tmp_path / "a")
+    expected = keras.ops.convert_to_numpy(model(pictures))
+    file = to_tflite(model, tmp_path / "b", "full_int8", [pictures], labels=list("abcd"))
+    assert np.abs(Classifier(file).logits(pictures) - expected).max() < 0.1 * np.abs(expected).max()
+    assert "own is no chain of vit_keras's blocks" in caplog.text
+    served = tf.saved_model.load(str(to_saved_model(model, tmp_path / "saved"))).signatures["serving_default"]
+    np.testing.assert_allclose(served(images=tf.constant(pictures))["logits"], expected, atol=1e-5)
+    proof = verify(model, {"file": file}, [(pictures, expected.argmax(1))])["file"]
+    assert proof.agreement.accuracy == proof.agreement.agreement > 0.9

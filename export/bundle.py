@@ -126,10 +126,9 @@ def _check_types(file: Path, info: FileInfo, ends: list[TensorInfo], platform: P
 def _ends_in_softmax(info: FileInfo) -> bool:
     """Whether the output is a softmax's, perhaps of another type."""
     made_by = {output: operator for operator in info.operators for output in operator.outputs}
-    operator = made_by.get(info.outputs[0])
+    operator = made_by.pop(info.outputs[0], None)
     while operator and operator.name in ("DEQUANTIZE", "QUANTIZE"):
-        made_by = {output: maker for output, maker in made_by.items() if maker is not operator}  # A cycle has an end.
-        operator = made_by.get(operator.inputs[0])
+        operator = made_by.pop(operator.inputs[0], None)  # Each once: a cycle has an end.
     return operator is not None and operator.name == "SOFTMAX"
 
 

@@ -21,7 +21,6 @@ from .fit_config import IMMATERIAL
 Row = dict[str, float]
 _STEPS_BETWEEN_LOOKS = 50
 """The loss is looked at this often: a training that has gone astray need not go on to the end of its epoch."""
-"""Settings of `FitConfig` that do not change where a training arrives."""
 
 
 @dataclass(frozen=True)

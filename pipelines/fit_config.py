@@ -12,7 +12,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 IMMATERIAL = ("checkpoint_steps", "jit", "tensorboard")
-"""Settings that may change in a training that was interrupted."""
+"""Settings that do not change where a training arrives: they may change in one that was interrupted."""
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,7 @@ def _keep(folder: RunFolder, config: RunConfig, data: ImageData, fitted: Fitted)
         remove(folder.tensorboard)
         logs.rename(folder.tensorboard)
     with distribution.local():
+        remove(folder.last_model_file)  # An attempt that diverged may have left one.
         if fitted.last:
             folder.save_model(fitted.last, folder.last_model_file)
         folder.save_model(fitted.best, folder.model_file)

@@ -237,7 +237,6 @@ def _resize(pictures, old: tuple[int, ...], new: tuple[int, ...]):
     """Resizes pixels, bicubic and antialiased as Pillow does, by matrices: XLA cannot compile TensorFlow's own op."""
     if tuple(old) == tuple(new):
         return pictures
-    pictures = keras.ops.cast(pictures, "float32")
     rows, columns = (resample_filter(a, b).astype("float32") for a, b in zip(old, new, strict=True))
     pictures = keras.ops.einsum("Hh,bhwc->bHwc", rows, pictures)
     return keras.ops.clip(keras.ops.einsum("Ww,bhwc->bhWc", columns, pictures), 0, 255)

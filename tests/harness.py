@@ -81,3 +81,23 @@ def randomise_zeros(model: keras.Model) -> None:
     for variable in model.trainable_variables:
         if variable.name == "prefix" or (variable.name == "kernel" and variable.path.startswith("head")):
             variable.assign(rng.normal(0, 0.5 if variable.name == "prefix" else 0.1, variable.shape))
+
+
+def packed(model) -> bytes:
+    """Returns a `schema.ModelT` as the content of a TensorFlow Lite file."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def without_ends(content: bytes) -> bytes:
+    """Returns a TensorFlow Lite file that takes nothing, does nothing and gives nothing, of one that does."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    model.signatureDefs = []
+    for graph in model.subgraphs:
+        graph.inputs, graph.operators, graph.outputs = [], [], []
+    return packed(model)

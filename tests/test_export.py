@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from harness import without_ends
 
 from vit_keras import create_model, load_model
 from vit_keras.export import (
@@ -445,6 +446,14 @@ def test_verify_refuses_files_of_another_model(model, pictures, files, tmp_path)
         verify(model, files, [])
     with pytest.raises(FileNotFoundError, match="nothing"):
         Classifier(tmp_path / "nothing.tflite")
+
+
+def test_verify_refuses_a_file_without_ends(model, pictures, files, tmp_path):
+    file = tmp_path / "endless.tflite"
+    file.write_bytes(without_ends(files["float32"].read_bytes()))
+    for shown in (pictures, np.repeat(pictures, 2, axis=1)):  # Of the first signature's size, and of another.
+        with pytest.raises(ValueError, match=r"endless\.tflite must take pictures"):
+            verify(model, {"float32": file}, [(shown, np.zeros(len(shown), int))])
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x1c\x00\x00\x00TFL3" + bytes(64)])

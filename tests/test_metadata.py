@@ -5,7 +5,6 @@ import struct
 import tracemalloc
 import zipfile
 
-import flatbuffers
 import keras
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from flatbuffers import number_types
 from flatbuffers.table import Table
-from harness import randomise_zeros
+from harness import packed, randomise_zeros
 
 from vit_keras import create_model
 from vit_keras.export import KINDS, packing, read_labels, to_tflite, with_metadata
@@ -220,12 +219,6 @@ def test_what_is_no_plain_file_is_refused(raw, files):
             with_metadata(content)
     with pytest.raises(ValueError, match="must be whole"):
         with_metadata(raw["dynamic_int8"][:-1000])
-
-
-def packed(model: schema.ModelT) -> bytes:
-    builder = flatbuffers.Builder()
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 def test_what_cannot_be_moved_is_refused():

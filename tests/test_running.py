@@ -17,11 +17,12 @@ import pytest
 import tensorflow as tf
 import yaml
 from conftest import SHORT
+from harness import without_ends
 from PIL import Image
 
 import vit_keras
 from vit_keras import create_model, load_model, weights
-from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels
+from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels, to_tflite
 from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
 from vit_keras.pipelines import cli, exporting, fitting, proof, running
@@ -186,6 +187,16 @@ def test_report_agrees_with_evaluate(finished_run):
     by_kind = {a["kind"]: a for a in report["artefacts"]}
     file = finished_run / by_kind["full_int8"]["file"]
     assert running.evaluate(file).accuracy == by_kind["full_int8"]["accuracy"]
+
+
+def test_evaluate_refuses_files_that_do_not_fit_the_run(run_copy):
+    file = run_copy / "export" / "other.tflite"
+    to_tflite(create_model("vit_micro_patch2_8", num_classes=3, num_layers=1), file)
+    with pytest.raises(ValueError, match=r"other\.tflite must give scores of the 10 classes of .*num_classes=3"):
+        running.evaluate(file)
+    file.write_bytes(without_ends(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"other\.tflite must take pictures"):
+        running.evaluate(file)
 
 
 def test_report_html_is_one_file(finished_run):

@@ -104,7 +104,7 @@ def _read_facts(file: Path, platform: Platform) -> _Facts:
     _check_types(file, info, ends, platform)
     named = read_labels(file)
     labels = check_labels(map(str, range(shapes[1][1])) if named is None else named, shapes[1][1])
-    return _Facts(ends[0], ends[1], _ends_in_softmax(info), labels, named is not None, info.bytes)
+    return _Facts(ends[0], ends[1], info.ends_in_softmax, labels, named is not None, info.bytes)
 
 
 def _check_types(file: Path, info: FileInfo, ends: list[TensorInfo], platform: Platform) -> None:
@@ -121,15 +121,6 @@ def _check_types(file: Path, info: FileInfo, ends: list[TensorInfo], platform: P
                 f"{file} must say with one scale what its integers stand for. Received: scale={tensor.scale:g} "
                 f"of {tensor.scales} for {tensor.name}"
             )
-
-
-def _ends_in_softmax(info: FileInfo) -> bool:
-    """Whether the output is a softmax's, perhaps of another type."""
-    made_by = {output: operator for operator in info.operators for output in operator.outputs}
-    operator = made_by.pop(info.outputs[0], None)
-    while operator and operator.name in ("DEQUANTIZE", "QUANTIZE"):
-        operator = made_by.pop(operator.inputs[0], None)  # Each once: a cycle has an end.
-    return operator is not None and operator.name == "SOFTMAX"
 
 
 # Templates

@@ -41,7 +41,7 @@ class Converter:
     """TensorFlow's converter, in a process of its own, whose memory is free afterwards. It starts at once."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "vit_keras.export.converter"]
+        command = [sys.executable, "-P", "-m", "vit_keras.export.converter"]
         # TensorFlow's allocator for oneDNN keeps what is freed; nothing is computed there that oneDNN would speed up.
         environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,38 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         remove(temporary)
+
+
+@contextmanager
+def set_aside(place: str | Path, paths: Iterable[str | Path], kept: Iterable[str | Path] = ()) -> Iterator[None]:
+    """Takes files and folders of different names out of the way of new ones, and brings them back on an error.
+
+    Args:
+        place: A folder on the same disk for what was there; removed when the block ends.
+        paths: What the block makes anew.
+        kept: Files that the block changes, and that are as they were after an error.
+    """
+    place = Path(place)
+    remove(place)
+    place.mkdir(parents=True)
+    paths, kept = ([Path(path) for path in given] for given in (paths, kept))
+    there = [path for path in (*paths, *kept) if path.exists()]
+    try:
+        for path in there:
+            if path in kept:
+                shutil.copy2(path, place / path.name)
+            else:
+                path.replace(place / path.name)
+        yield
+    except BaseException:
+        for path in (*paths, *kept):
+            if (place / path.name).exists() or path not in there:
+                remove(path)
+            if (place / path.name).exists():
+                (place / path.name).replace(path)
+        raise
+    finally:
+        remove(place)
 
 
 def free_bytes(path: str | Path) -> int:

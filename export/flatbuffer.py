@@ -136,6 +136,15 @@ class FileInfo:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
+    @property
+    def ends_in_softmax(self) -> bool:
+        """Whether the first output is a softmax's, perhaps of another type: probabilities, not logits."""
+        made_by = {output: operator for operator in self.operators for output in operator.outputs}
+        operator = made_by.pop(self.outputs[0], None) if self.outputs else None
+        while operator and operator.inputs and operator.name in ("DEQUANTIZE", "QUANTIZE"):
+            operator = made_by.pop(operator.inputs[0], None)  # Each once: a cycle has an end.
+        return operator is not None and operator.name == "SOFTMAX"
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FileInfo":
         """Returns what `dataclasses.asdict` and JSON have made of one."""

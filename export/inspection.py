@@ -61,7 +61,8 @@ def _child(task: str, path: str | Path, threads: int, seconds: float) -> dict[st
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
-    command = [sys.executable, "-m", "vit_keras.export.inspection", task, str(path), str(threads)]
+    # -P: a file from elsewhere may lie beside modules from elsewhere, and their folder be the one that we are in.
+    command = [sys.executable, "-P", "-m", "vit_keras.export.inspection", task, str(path), str(threads)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
         result = subprocess.run(command, env=environment, capture_output=True, timeout=seconds, check=False)

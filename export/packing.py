@@ -116,7 +116,10 @@ def with_batch_axis(content: bytes) -> bytes:
             if codes[reshape.opcodeIndex] != schema.BuiltinOperator.RESHAPE or len(graph.tensors[tensor].shape) != 2:
                 continue
             product = sole_reader(tensor, schema.BuiltinOperator.FULLY_CONNECTED)
-            if product is None or not sole_reader(int(product.outputs[0]), schema.BuiltinOperator.ADD):
+            if product is None:
+                continue
+            addition = sole_reader(int(product.outputs[0]), schema.BuiltinOperator.ADD)
+            if addition is None or len(graph.tensors[int(addition.outputs[0])].shape) != 3:
                 continue
             for index in (tensor, int(product.outputs[0])):
                 graph.tensors[index].shape = np.array([1, *graph.tensors[index].shape], "int32")

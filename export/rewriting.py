@@ -24,6 +24,7 @@ from vit_keras.layers import (
     TokenSlice,
     TransformerBlock,
 )
+from vit_keras.layers.dense import take_weights
 from vit_keras.messages import nearest
 from vit_keras.precision import precision
 from vit_keras.weights import resize
@@ -198,7 +199,7 @@ class _Emitter:
         copy = self.copies.get(id(layer)) or layer.__class__.from_config(layer.get_config())
         outputs = self._pooled(copy, *args, **kwargs)
         if id(layer) not in self.copies:
-            copy.set_weights(layer.get_weights())
+            take_weights(copy, layer)
             self.copies[id(layer)] = copy
         return outputs
 

@@ -24,6 +24,8 @@ ROWS_PER_WEIGHT = 8
 """Inputs that are looked at for every weight of an output channel, ..."""
 MOST_ROWS = 4096
 """... and at most, or twice as many as there are weights."""
+MOST_INPUTS = 8192
+"""Products of more inputs, as behind a Flatten, are rounded to the nearest: a `Gram` has the square of that."""
 _BLOCK = 64
 _ROWS_AT_ONCE = 1024
 
@@ -104,6 +106,7 @@ class Rounding:
     def __init__(self, float32: bytes) -> None:
         # Of weights that are used twice the first use decides.
         found = {product.buffer: product for product in reversed([*products(float32)])}.values()
+        found = [product for product in found if product.weights.shape[1] <= MOST_INPUTS]
         self._sources = {product.result: product.source for product in found}
         self._products = {product.source: product for product in found}  # Products of the same inputs have one Gram.
         self._grams = {source: Gram(product.weights.shape[1]) for source, product in self._products.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from vit_keras.graph import as_functional
+from vit_keras.graph import as_classifier
 
 from .files import refuse_existing, replacing
 from .framing import Framing
@@ -37,7 +37,7 @@ def to_saved_model(
         FileExistsError: the folder exists and `overwrite` is false.
     """
     path = refuse_existing(path, overwrite)
-    model = as_functional(model)
+    model = as_classifier(model)
     if any(part.dtype_policy.name != "float32" for part in model._flatten_layers()):
         model = flatten(model, own_norms=False)
     image_size = model.input_shape[1:3]

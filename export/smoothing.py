@@ -39,10 +39,15 @@ def smoothing_factors(lean: keras.Model, pictures: np.ndarray | None) -> dict[st
         sizes = {name: result.max(axis=0) for name, result in zip(kernels, results, strict=True)}
     factors = {}
     for name, kernel in kernels.items():
-        result, weight = (size / max(np.median(size), 1e-12) for size in (sizes[name], np.abs(kernel).max(axis=1)))
+        result, weight = (size / _median(size) for size in (sizes[name], np.abs(kernel).max(axis=1)))
         if max(result.max(), weight.max()) > OUTLIER:
             factors[name] = np.sqrt(np.maximum(weight, 1e-3) / np.maximum(result, 1e-3))
     return factors
+
+
+def _median(sizes: np.ndarray) -> float:
+    """The median of the channels that are not zero throughout: more than half of them may have been pruned."""
+    return max(float(np.median(sizes[sizes > 0])) if sizes.any() else 0.0, 1e-12)
 
 
 def _enough(layers: Mapping[str, keras.layers.Layer]) -> int:

@@ -20,7 +20,7 @@ from vit_keras.layers import (
     TokenSlice,
     TransformerBlock,
 )
-from vit_keras.layers.dense import merged_weights
+from vit_keras.layers.dense import take_weights
 from vit_keras.precision import precision
 
 from .inference_layers import InferenceNormalization
@@ -83,7 +83,7 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
             copies[id(layer)] = new(layer, name)
         outputs = copies[id(layer)](*args, **kwargs)
         if fresh:
-            copies[id(layer)].set_weights(merged_weights(layer))
+            take_weights(copies[id(layer)], layer)
         return outputs
 
     inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype="float32", name="images")
@@ -138,7 +138,10 @@ class Stream:
             layer = readers[0]
         if type(layer) is not LayerNormalization or graph.uses(layer) != 1:
             return None
-        if not any(isinstance(model.get_layer(name), TransformerBlock) for name in names):
+        # What joins the stream behind the last block would have to be put before what is read.
+        if not any(isinstance(model.get_layer(name), TransformerBlock) for name in names) or not isinstance(
+            model.get_layer(names[-1]), (TransformerBlock, TokenRemoval)
+        ):
             return None
         before = graph.writer(starts[0])
         alone = type(before) is keras.layers.Rescaling and len(graph.readers(before)) == 1

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from vit_keras.graph import as_functional
+from vit_keras.graph import as_classifier
 
 from .attention import OUTPUT as ATTENTION_OUTPUT
 from .attention_rows import patch_grid
@@ -29,9 +29,12 @@ from .rewriting import REWRITES, at_size, check_rewrites, rewrite
 from .saved_model import quiet_tensorflow
 from .sensitivity import LayerError, Relaxation
 from .smoothing import smoothed_channels
+from .verification import check_class_indices
 
 logger = logging.getLogger(__name__)
 
+INEXACT = 1e-3
+"""Relative difference of logits from which on a rewritten float32 model is not the one that was given."""
 OWN_SIZE = "serving_default"
 """Signature of a file for the picture size that the model has itself."""
 
@@ -173,6 +176,7 @@ def to_tflite_within(
     images, labels = validation
     if not len(images) or len(images) != len(labels):
         raise ValueError(f"validation must hold pictures and as many labels. Received: {len(images)} and {len(labels)}")
+    labels = check_class_indices(labels, "validation")
     limits = dict(max_drop) if isinstance(max_drop, Mapping) else dict.fromkeys(paths, max_drop)
     for kind, limit in limits.items():
         if not limit >= 0:
@@ -212,7 +216,7 @@ def _convert(
     sensitivity: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Checks the arguments, and lets the child process write the files; returns the content of its results."""
-    model = as_functional(model)
+    model = as_classifier(model)
     kinds = check_kinds((*paths, *sensitivity))
     targets = {kind: refuse_existing(paths[kind], overwrite) for kind in kinds if kind in paths}
     labels = None if options.labels is None else check_labels(options.labels, model.output_shape[-1])
@@ -241,6 +245,7 @@ def _convert(
         }
         changes = {"with_attention": options.with_attention, "merge_tokens": options.merge_tokens}
         lean = rewrite(model, options.rewrites, pictures, **changes)
+        _refuse_inexact(model, lean, pictures, options)
         smoothing = smoothed_channels(lean)
         description["outliers"] = bool(smoothing)
         description["grids"] = [patch_grid(lean)] if options.with_attention else []
@@ -262,6 +267,30 @@ def _convert(
     for remark in results["remarks"]:
         logger.warning(remark)
     return results
+
+
+def _refuse_inexact(model: keras.Model, lean: keras.Model, pictures: np.ndarray | None, options: FileOptions) -> None:
+    """Holds the rewritten model against the given one on two pictures: what does not agree was misunderstood.
+
+    Merging alone changes what is computed. Of mixed precision two digits are asked for.
+    """
+    if options.merge_tokens:
+        return
+    count = model.input_shape[0] or 2
+    noise = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape[1:]))
+    shown = np.resize(noise if pictures is None else pictures[:count], noise.shape).astype("float32")
+    expected, found = (
+        keras.ops.convert_to_numpy(keras.ops.cast(keras.tree.flatten(m(shown, training=False))[0], "float32"))
+        for m in (model, lean)
+    )
+    mixed = any(part.compute_dtype != "float32" for part in model._flatten_layers())
+    error = np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6)
+    if not error <= (0.1 if mixed else INEXACT):
+        raise ValueError(
+            f"model cannot be exported: its copy without what is for training gives other logits, by {error:.2g} of "
+            "the largest. A layer of its own may draw random numbers outside training, or keep more than its weights "
+            f"and its configuration say. Received: model={model.name!r}"
+        )
 
 
 def _refuse_lambdas(model: keras.Model) -> None:
@@ -308,7 +337,7 @@ def _resized(pictures: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 def _start_child() -> subprocess.Popen[str]:
     """Starts the process that converts: it imports TensorFlow while this one rewrites and saves the model."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "vit_keras.export.conversion"]
+    command = [sys.executable, "-P", "-m", "vit_keras.export.conversion"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, env=environment, text=True, **pipes)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from vit_keras.graph import as_functional
+from vit_keras.graph import as_classifier
 
 from .interpreter import Classifier, OperatorCensus
 from .latency import Latency, measure_latency
@@ -74,13 +74,27 @@ def verify(
     if not batches:
         raise ValueError("dataset must hold at least one batch. Received: none")
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
-    model = as_functional(model)
+    labels = check_class_indices(labels, "dataset")
+    model = as_classifier(model)
     if images.shape[1:3] != model.input_shape[1:3]:
         model = at_size(model, images.shape[1:3])
     reference = model.predict(images, verbose=0)
     agreements = {name: compare(file, images, labels, reference) for name, file in files.items()}
     latencies = measure_latency(files, images[0], threads)
     return {name: Proof(Path(files[name]), agreements[name], latencies[name]) for name in files}
+
+
+def check_class_indices(labels: np.ndarray, name: str) -> np.ndarray:
+    """Returns labels as `(n,)`; they may come as a column, `(n, 1)`.
+
+    Raises:
+        ValueError: they are no integers, or of another shape.
+    """
+    labels = np.asarray(labels)
+    column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if column.ndim != 1 or column.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integer labels, (n,). Received: shape={labels.shape}, dtype={labels.dtype}")
+    return column
 
 
 def compare(file: str | Path, images: np.ndarray, labels: np.ndarray, reference: np.ndarray) -> Agreement:

@@ -33,7 +33,7 @@ class Child:
         variables = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TF_CPP_MIN_LOG_LEVEL": "3"}
         variables |= {"KERAS_BACKEND": backend} if backend else {}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vit_keras.pipelines.trial"],
+            [sys.executable, "-P", "-m", "vit_keras.pipelines.trial"],
             env={**os.environ, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -13,6 +13,7 @@ from typing import Any
 import jsonargparse
 
 import vit_keras
+from vit_keras.export.flatbuffer import printable
 from vit_keras.export.platforms import PLATFORMS
 from vit_keras.export.targets import TARGETS, chosen_targets
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger("vit_keras").setLevel(logging.INFO if options.verbose else logging.WARNING)
         return commands[options.command](options[options.command]) or 0
     except KeyboardInterrupt:
-        print("vit-keras: interrupted; the same command goes on where it was", file=sys.stderr)
+        print("vit-keras: interrupted; the same command without --overwrite goes on where it was", file=sys.stderr)
         return 130
     except (ValueError, OSError, ArithmeticError, ImportError, jsonargparse.ArgumentError) as error:
         if os.environ.get("VIT_KERAS_TRACEBACK"):
@@ -72,8 +73,8 @@ def _add_commands(parser: Parser, table: Commands) -> dict[str, Command]:
 def _sentence(error: BaseException) -> str:
     """Returns an error's message in one line; of a system error, what happened and to which file."""
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.strerror}: {error.filename}")
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 # Commands
@@ -190,7 +191,8 @@ def _export(options: Any) -> None:
             f"--data, --out and --input belong to a .keras file, which needs --data. Received: path={path}"
         )
     for target in chosen_targets(targets):
-        print(f"{target.name}: {target.kind}, because {target.because}.")
+        if target.kind in config.kinds:
+            print(f"{target.name}: {target.kind}, because {target.because}.")
     quiet_tensorflow()
     from . import display, running
 
@@ -201,6 +203,7 @@ def _export(options: Any) -> None:
     else:
         folder = path
         display.proof(running.export(path, config, overwrite), folder)
+    display.targets(targets, folder)
     display.bundles(config.bundles, folder)
 
 

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from vit_keras.export.flatbuffer import printable
+
 from .report import attention_cells, proof_cells
 from .run_folder import RunFolder
 
@@ -53,10 +55,10 @@ def data_check(check: "DataCheck") -> None:
     rows.append({"class": "all", **{split: f"{sum(check.counts[split].values()):,}" for split in splits}})
     _print_table(check.name, rows)
     for picture in check.bad:
-        print(f"bad: {picture.picture}: {picture.fault}")
+        _print(f"bad: {picture.picture}: {picture.fault}")
     for kind, groups in (("duplicate", check.duplicates), ("leak", check.leaks)):
         for group in groups:
-            print(f"{kind}: {' = '.join(_place(picture, group) for picture in group)}")
+            _print(f"{kind}: {' = '.join(_place(picture, group) for picture in group)}")
     print(
         f"{len(check.bad):,} bad pictures, {len(check.duplicates):,} groups of duplicates, "
         f"{len(check.leaks):,} groups in more than one split"
@@ -95,6 +97,24 @@ def bundles(platforms: Sequence[str], folder: str | Path) -> None:
         print(f"For an app on {platform}: {RunFolder(folder).bundle(platform)}")
 
 
+def targets(names: Sequence[str], folder: str | Path) -> None:
+    """Says of files that were made for targets where those would not take all of them."""
+    from vit_keras.export import check_devices
+    from vit_keras.export.targets import chosen_targets
+
+    for target in chosen_targets(names):
+        file = RunFolder(folder).tflite_file(target.kind)
+        if not file.exists():
+            continue
+        (check,) = check_devices(file, [target.name])
+        if not check.fits:
+            refused = ", ".join(dict.fromkeys(refusal.operator for refusal in check.best.refused))
+            _print(
+                f"{target.name}: {check.best.rules.title} would not take all of {file}: {refused}; "
+                f"`vit-keras devices {file} --for {target.name}` says why"
+            )
+
+
 def _relaxation(found: dict[str, Any]) -> str:
     """Says what was done to keep a file within its limit."""
     layers = found["layers"]
@@ -117,7 +137,7 @@ def evaluation(result: "Evaluation") -> None:
 def predictions(results: Sequence["Prediction"]) -> None:
     """Prints a line per picture: class, probability, file."""
     for result in results:
-        print(f"{result.label}\t{result.probability:.4f}\t{result.picture}")
+        _print(result.label, f"{result.probability:.4f}", result.picture)
 
 
 def explained(result: "Explanation | Comparison") -> None:
@@ -131,7 +151,7 @@ def explained(result: "Explanation | Comparison") -> None:
         )
     else:
         for picture in result.pictures:
-            print(f"{picture.label}\t{picture.probability:.4f}\t{picture.picture}")
+            _print(picture.label, f"{picture.probability:.4f}", picture.picture)
             for method, reason in picture.refused.items():
                 print(f"{method}: {reason}")
     print(f"Page: {result.page}")
@@ -206,7 +226,8 @@ def devices(checks: Sequence["DeviceCheck"], path: str | Path) -> None:
     _print_table(str(path), rows, wide=("held against",))
     for result in {result.rules.name: result for check in checks for result in check.checks}.values():
         if result.refused:
-            title = f"\n{result.rules.title}: {len(result.refused)} refused; {result.rules.falls_back}"
+            print()
+            title = f"{result.rules.title}: {len(result.refused)} refused; {result.rules.falls_back}"
             _print_table(title, _refusals(result.refused), wide=("reason", "layers"))
             for source in result.rules.sources:
                 print(f"Source: {source.url} ({source.state})")
@@ -263,7 +284,7 @@ def golden(checks: Sequence["GoldenCheck"]) -> None:
     _print_table(None, rows, wide=("file", "held against"))
     for check in checks:
         if check.different:
-            print(f"{check.file}: another class for {', '.join(check.different)}")
+            _print(f"{check.file}: another class for {', '.join(check.different)}")
 
 
 def _facts(preset: Any) -> dict[str, str]:
@@ -279,14 +300,19 @@ def _facts(preset: Any) -> dict[str, str]:
     }
 
 
+def _print(*parts: str) -> None:
+    """Prints a line of parts with tabs between them; names of files and classes may hold what steers a terminal."""
+    print(*map(printable, parts), sep="\t")
+
+
 def _print_table(title: str | None, rows: Sequence[dict[str, str]], wide: Sequence[str] = ("source",)) -> None:
     if not rows:
         return
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    table = Table(title=Text(printable(title)) if title else None, title_justify="left")
     for i, name in enumerate(rows[0]):
         left = i == 0 or name in wide
         table.add_column(name, justify="left" if left else "right", no_wrap=name not in wide, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row.values()))
+        table.add_row(*(Text(printable(value)) for value in row.values()))
     console = Console()
     console.print(table) if console.is_terminal else Console(width=150).print(table)

@@ -58,16 +58,21 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     """
     if config.with_attention:
         check_chain(model, "with_attention")
-    _settle(folder, config, model, data)
+    image_size = model.input_shape[1:3]
+    sample = data.train.take(stratified_sample(data.train.labels, config.calibration_pictures, seed=0))
+    held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
+
+    def calibration():
+        return (images for images, _ in batches(sample, image_size, 64).as_numpy_iterator())
+
+    limited = any(_limit(kind, config) is not None for kind in config.kinds)
+    chosen = {"calibration": _digest(calibration())} if config.kinds else {}
+    chosen |= {"validation": _digest([pixels(held, image_size), held.labels])} if limited else {}
+    _settle(folder, config, model, data, chosen)
     for platform in config.bundles:
         _refuse_other(folder.tflite_file(bundled_kind(config.kinds)), folder.bundle(platform))
     if config.saved_model and not folder.saved_model.exists():
         to_saved_model(model, folder.saved_model, framing=data.test.framing)
-    image_size = model.input_shape[1:3]
-    sample = data.train.take(stratified_sample(data.train.labels, config.calibration_pictures, seed=0))
-
-    def calibration():
-        return (images for images, _ in batches(sample, image_size, 64).as_numpy_iterator())
 
     options = {"merge_tokens": config.merge_tokens, "calibration_pictures": config.calibration_pictures}
     described = {**options, "labels": data.classes, "image_sizes": config.image_sizes}
@@ -81,7 +86,6 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
             if files:
                 to_tflite_files(model, files, calibration(), **changes)
             return
-        held = data.validation.take(stratified_sample(data.validation.labels, config.validation_pictures, seed=0))
         validation = pixels(held, image_size), held.labels
         # A file comes to its place when what was done to it is written down: an interruption does not part the two.
         folder.state.mkdir(parents=True, exist_ok=True)
@@ -101,8 +105,12 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         made = [kind for kind in config.kinds if folder.tflite_file(kind).exists()]
         convert({kind: file for kind in made if not (file := folder.attention_file(kind)).exists()}, True)
     kinds = [kind for kind in config.kinds if KINDS[kind].calibrated]
-    known = json.loads(folder.sensitivity.read_text()) if folder.sensitivity.exists() else {}
-    kinds = [kind for kind in kinds if kind in missing or kind not in known]
+    before = folder.read_json(folder.sensitivity)
+    known = {kind: errors for kind, errors in before.items() if kind not in missing}
+    kinds = [kind for kind in kinds if kind not in known]
+    if known != before:
+        remove(folder.sensitivity_plot)
+        folder.write_json(folder.sensitivity, known) if known else remove(folder.sensitivity)
     if config.sensitivity and kinds:
         errors = measure_sensitivity(model, kinds, calibration(), **options)
         known.update({kind: [dataclasses.asdict(error) for error in found] for kind, found in errors.items()})
@@ -110,28 +118,48 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     _write_bundles(folder, config, data.test.framing)
 
 
-def _settle(folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData) -> None:
+def model_digest(model: keras.Model) -> str:
+    """Returns what tells a model from others of other layers, settings or weights, 64 hexadecimal digits."""
+    found = hashlib.sha256(json.dumps(json.loads(model.to_json())["config"], sort_keys=True).encode())
+    for variable in model.weights:
+        found.update(keras.ops.convert_to_numpy(variable).tobytes())
+    return found.hexdigest()
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _settle(
+    folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData, chosen: dict[str, str]
+) -> None:
     """Writes down what each file that is missing will be made of and with, and refuses those that are not of the same.
 
     It stands there before the file does, so that an interruption leaves no file without it.
+
+    Args:
+        chosen: Digests of the pictures that files are calibrated and held against a limit on.
     """
-    weights = hashlib.sha256()
-    for variable in model.weights:
-        weights.update(keras.ops.convert_to_numpy(variable).tobytes())
     framing = None if data.test.framing is None else dataclasses.asdict(data.test.framing)
-    common = {"model": weights.hexdigest(), "classes": list(data.classes), "framing": framing}
+    common = {"model": model_digest(model), "classes": list(data.classes), "framing": framing}
     settings = {**common, "calibration_pictures": config.calibration_pictures, "merge_tokens": config.merge_tokens}
+    settings |= {"calibration": chosen.get("calibration")}
     settings["image_sizes"] = [list(size) for size in check_image_sizes(config.image_sizes)]
     wanted: dict[Path, dict[str, Any]] = {folder.saved_model: common} if config.saved_model else {}
     for kind in config.kinds:
         limit = _limit(kind, config)
-        held = {} if limit is None else {"max_drop": limit, "validation_pictures": config.validation_pictures}
+        held = {"max_drop": limit, "validation_pictures": config.validation_pictures}
+        held = {} if limit is None else {**held, "validation": chosen.get("validation")}
         wanted[folder.tflite_file(kind)] = {**settings, **held}
         if config.with_attention:
             wanted[folder.attention_file(kind)] = {**settings, **held}
-    known = json.loads(folder.made.read_text()) if folder.made.exists() else {}
+    known = folder.read_json(folder.made)
     for file, new in wanted.items():
-        old = known.get(file.name, {})
+        old = known.get(file.name)
+        old = old if isinstance(old, dict) else {}
         if file.exists() and old != new:
             raise FileExistsError(f"{file} {_otherness(old, new)}; --overwrite replaces it.")
         known[file.name] = new
@@ -143,7 +171,7 @@ def _otherness(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Says in what a file that was made of and with `old` is not the one asked for."""
     if not old:
         return "is there, and not in made.json"
-    if old["model"] != new["model"]:
+    if old.get("model") != new["model"]:
         return "was made of another model"
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return "was made with other settings, " + ", ".join(f"{n}: {old.get(n)}, now {new.get(n)}" for n in names)
@@ -180,7 +208,7 @@ def _limit(kind: str, config: ExportConfig) -> float | None:
 
 def _keep_relaxations(folder: RunFolder, made: Iterable[str], found: dict[str, Relaxation]) -> None:
     """Writes down how the files that are made were brought within their limits, in place of what was known of them."""
-    old = json.loads(folder.relaxations.read_text()) if folder.relaxations.exists() else {}
+    old = folder.read_json(folder.relaxations)
     known = {kind: values for kind, values in old.items() if kind not in made}
     known.update({kind: dataclasses.asdict(relaxation) for kind, relaxation in found.items()})
     if known != old:
@@ -210,7 +238,7 @@ def prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, image
     """Holds every file against the Keras model, on pictures of one size; what was measured before an interruption is
     not measured again."""
     files = {kind: folder.tflite_file(kind) for kind in config.kinds if folder.tflite_file(kind).exists()}
-    relaxations = json.loads(folder.relaxations.read_text()) if folder.relaxations.exists() else {}
+    relaxations = folder.read_json(folder.relaxations)
     agreements = {kind: _agreement(folder, kind, file, evaluation, images) for kind, file in files.items()}
     latencies = measure_latency(files, images[0], config.threads)
     return [

@@ -11,6 +11,7 @@ import tensorflow as tf
 import vit_keras
 from vit_keras.export import Classifier, try_file
 from vit_keras.export.framing import Framing
+from vit_keras.export.inspection import inspect_file
 from vit_keras.export.saved_model import decode_picture
 
 from .pictures import picture_fault
@@ -48,13 +49,15 @@ def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction
         classifier = Classifier(path)
         logits = classifier.logits(read_pictures(pictures, classifier.image_size, framing_of(path)))
         labels = labels_of(path, classifier.num_classes)
+        are_chances = inspect_file(path).ends_in_softmax
     else:
         folder = RunFolder(path)
         model = vit_keras.load_model(folder.require_model())
         framing = folder.load_config().input.framing
         logits = model.predict(read_pictures(pictures, model.input_shape[1:3], framing), verbose=0)
         labels = read_labels(folder.labels_file, logits.shape[1])
-    chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+        are_chances = False
+    chances = logits if are_chances else keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     return [Prediction(str(p), labels[c.argmax()], float(c.max())) for p, c in zip(pictures, chances, strict=True)]
 
 

@@ -1,7 +1,8 @@
 """The last stage of a run: every file is proven on the test pictures, and the report is written."""
 
-import json
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_keras import explain
-from vit_keras.export import KINDS, golden, write_golden
+from vit_keras.export import KINDS, Classifier, golden, write_golden
 from vit_keras.export.files import remove
 from vit_keras.export.framing import check_image_sizes
 from vit_keras.export.rewriting import at_size
@@ -18,9 +19,11 @@ from . import report as reporting
 from .config import ExportConfig, RunConfig
 from .datasets import ImageData, stratified_sample
 from .evaluation import Evaluation, evaluate_model
-from .exporting import pixels, prove, prove_attention
+from .exporting import model_digest, pixels, prove, prove_attention
 from .run_folder import RunFolder
 from .yaml_text import write_yaml
+
+logger = logging.getLogger(__name__)
 
 REPORT_FORMAT = 1
 NUM_PICTURES = 12
@@ -54,7 +57,7 @@ def report_run(folder: RunFolder, config: RunConfig, data: ImageData, model: ker
         reporting.plot_history(folder.read_metrics()),
         reporting.plot_confusion(proof.evaluation.confusion(), data.classes, folder.confusion_plot),
         _pictures(model, proof, data.classes),
-        reporting.plot_sensitivity(json.loads(folder.sensitivity.read_text()), folder.sensitivity_plot)
+        reporting.plot_sensitivity(folder.read_json(folder.sensitivity), folder.sensitivity_plot)
         if config.export.sensitivity and folder.sensitivity.exists()
         else None,
     )
@@ -83,7 +86,7 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
         images = pixels(data.test, image_size)
         artefacts = prove(folder, config, evaluation, images)
         attention = prove_attention(folder, config, model, images, evaluation.labels)
-        _write_golden(folder, data, evaluation, images)
+        _write_golden(folder, data, model, evaluation, images)
         for size in check_image_sizes(config.image_sizes):
             if size != image_size:
                 other = evaluate_model(at_size(model, size), data.test)
@@ -109,10 +112,25 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
     return _Proof(content, evaluation, images)
 
 
-def _write_golden(folder: RunFolder, data: ImageData, evaluation: Evaluation, images: np.ndarray) -> None:
-    """Keeps test pictures of all classes with the answers of every file that is there, of this export or another."""
+def _places(folder: RunFolder, kind: str) -> dict[str, Path]:
+    return {kind: folder.tflite_file(kind), f"{kind}.attention": folder.attention_file(kind)}
+
+
+def _write_golden(
+    folder: RunFolder, data: ImageData, model: keras.Model, evaluation: Evaluation, images: np.ndarray
+) -> None:
+    """Keeps test pictures of all classes with the answers of every file of the model, of this export or another."""
     chosen = np.sort(stratified_sample(evaluation.labels, golden.NUM_PICTURES, seed=0))
-    files = {kind: file for kind in KINDS if (file := folder.tflite_file(kind)).exists()}
+    places = {name: place for kind in KINDS for name, place in _places(folder, kind).items()}
+    made, digest, files = folder.read_json(folder.made), model_digest(model), {}
+    for name, file in places.items():
+        if file.exists() and made.get(file.name, {}).get("model") == digest:
+            try:
+                Classifier(file)
+            except ValueError as error:  # It was made by another export, and damaged since.
+                logger.warning("%s", error)
+                continue
+            files[name] = file
     parts = images[chosen], evaluation.labels[chosen]
     write_golden(folder.golden, *parts, data.classes, files, evaluation.logits[chosen])
 

@@ -26,7 +26,10 @@ def resolve(config: RunConfig, data: ImageData) -> RunConfig:
         steps_per_epoch = max(1, len(data.train) // config.fit.batch_size)
         epochs = max(20, min(120, math.ceil(2000 / steps_per_epoch)))
     fit = dataclasses.replace(config.fit, epochs=epochs)
-    return resolve_sizes(dataclasses.replace(config, model=name, out=str(folder_of(config)), fit=fit))
+    config = dataclasses.replace(config, model=name, out=str(folder_of(config)), fit=fit)
+    directory = config.input.dir and str(Path(config.input.dir).expanduser().resolve())
+    places = dataclasses.replace(config.input, dir=directory)
+    return resolve_sizes(dataclasses.replace(config, data=_from_anywhere(config.data), input=places))
 
 
 def resolve_sizes(config: RunConfig) -> RunConfig:
@@ -43,6 +46,12 @@ def resolve_sizes(config: RunConfig) -> RunConfig:
         ),
         augment=config.augment.resolved(image_size),
     )
+
+
+def _from_anywhere(data: str) -> str:
+    """Names data so that they are found from another folder than this one too."""
+    path = Path(data).expanduser()
+    return str(path.resolve()) if data != "digits" and path.exists() else data
 
 
 def _fitting_model(data: ImageData) -> str:

@@ -168,6 +168,22 @@ class RunFolder:
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
+    def read_json(self, file: Path) -> dict[str, Any]:
+        """Reads a JSON file of the run; nothing where there is none.
+
+        Raises:
+            ValueError: the file holds something else than a mapping.
+        """
+        if not file.exists():
+            return {}
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} must hold JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} must hold a mapping. Received: a {type(values).__name__}")
+        return values
+
     def write_json(self, file: Path, values: dict[str, Any]) -> None:
         """Writes a JSON file whole."""
         self.write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -219,7 +235,7 @@ def labels_of(file: Path, num_classes: int) -> tuple[str, ...]:
         if len(inside) != num_classes:
             raise ValueError(f"{file} must name {num_classes} classes. Received: {len(inside)}")
         return inside
-    for folder in (file.resolve().parent, file.resolve().parent.parent):
+    for folder in (folder for place in (file.absolute(), file.resolve()) for folder in place.parents[:2]):
         if (folder / "labels.txt").is_file():
             return read_labels(folder / "labels.txt", num_classes)
     return tuple(str(i) for i in range(num_classes))
@@ -227,8 +243,14 @@ def labels_of(file: Path, num_classes: int) -> tuple[str, ...]:
 
 def framing_of(file: Path) -> Framing | None:
     """Returns how the run that a TensorFlow Lite file lies in brings pictures to size; `None` if it lies in none."""
-    run = RunFolder(file.resolve().parent.parent)
+    run = run_of(file)
     return run.load_config().input.framing if run.config_file.is_file() else None
+
+
+def run_of(file: Path) -> RunFolder:
+    """Returns the run that a file in its `export/` is of: where the file is said to be, or where links lead to."""
+    said, led = (RunFolder(place.parent.parent) for place in (file.absolute(), file.resolve()))
+    return said if said.config_file.is_file() else led
 
 
 def _is_whole(file: Path) -> bool:

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 import vit_keras
 from vit_keras import get_preset
 from vit_keras.export import Classifier, try_file
-from vit_keras.export.files import free_bytes, refuse_existing, remove
+from vit_keras.export.files import PARTIAL, free_bytes, refuse_existing, remove, set_aside
 from vit_keras.export.metadata import check_labels
+from vit_keras.graph import as_classifier
 
 from . import distribution
 from .config import ExportConfig, RunConfig
@@ -31,7 +32,7 @@ from .preprocessing import batches
 from .proof import report_files, report_run
 from .report import plot_history
 from .resolving import folder_of, resolve
-from .run_folder import RunFolder
+from .run_folder import RunFolder, run_of
 from .sheet import picture_sheet
 from .training import check_fit, write_metrics
 
@@ -103,7 +104,7 @@ def evaluate(path: str | Path) -> Evaluation:
     is_file = path.suffix == ".tflite"
     if is_file:
         try_file(path)
-    folder = RunFolder(path.resolve().parent.parent if is_file else path)
+    folder = run_of(path) if is_file else RunFolder(path)
     data = _load(folder.load_config())
     if not is_file:
         return evaluate_model(vit_keras.load_model(folder.require_model()), data.test)
@@ -150,16 +151,24 @@ def export_model(path: str | Path, config: RunConfig, overwrite: bool = False) -
         The content of `report.json`.
 
     Raises:
-        FileExistsError: the folder is a run.
+        FileExistsError: the folder is a run, or holds what no export has written.
         ValueError: the model does not fit the data.
     """
     path = Path(path)
     model = vit_keras.load_model(path)
+    try:
+        model = as_classifier(model)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be exported: {error}") from error
     folder = RunFolder(config.out or path.with_suffix(""))
     if folder.config_file.exists():
         raise FileExistsError(
             f"{folder.path} is a run; choose another folder with --out, or export the run by its name."
         )
+    if folder.path.exists() and not folder.path.is_dir():
+        raise FileExistsError(f"{folder.path} is a file; choose a folder with --out.")
+    if folder.path.exists() and any(folder.path.iterdir()) and not folder.made.exists():
+        raise FileExistsError(f"{folder.path} holds files that are no export; choose another folder with --out.")
     data = _load(config)
     if model.output_shape[1:] != (len(data.classes),):
         raise ValueError(
@@ -285,10 +294,13 @@ def _keep(folder: RunFolder, config: RunConfig, data: ImageData, fitted: Fitted)
 def _export_again(
     folder: RunFolder, config: ExportConfig, model: keras.Model, data: ImageData, overwrite: bool
 ) -> None:
-    """Writes the files that are missing, or all of them."""
-    if overwrite:
-        files = (file(kind) for kind in config.kinds for file in (folder.tflite_file, folder.attention_file))
-        bundles = (folder.bundle(platform) for platform in config.bundles)
-        for file in (folder.saved_model, *files, *bundles, folder.sensitivity, folder.sensitivity_plot):
-            remove(file)
-    export_files(folder, config, model, data)
+    """Writes the files that are missing, or all that are asked for; those of before stay if that fails."""
+    if not overwrite:
+        export_files(folder, config, model, data)
+        return
+    files = [file(kind) for kind in config.kinds for file in (folder.tflite_file, folder.attention_file)]
+    bundles = [folder.bundle(platform) for platform in config.bundles]
+    saved_model = [folder.saved_model] if config.saved_model else []
+    told = (folder.made, folder.relaxations, folder.sensitivity, folder.sensitivity_plot)
+    with set_aside(folder.export / f"{PARTIAL}replaced", [*saved_model, *files, *bundles], told):
+        export_files(folder, config, model, data)

@@ -158,6 +158,7 @@ def test_a_run_proves_what_its_files_look_at(run_copy, capsys):
         assert row["latency_ms"]["p50"] > 0 < row["latency_ms_without"]["p50"]
     assert "with attention" in capsys.readouterr().out
     assert "Attention as a second output" in (run_copy / "report.html").read_text()
+    assert main(["verify", *map(str, (run_copy / "export").glob("model.float32*.tflite"))]) == 0
     # Another export without them keeps the files and says nothing of them.
     running.export(run_copy, ExportConfig(kinds=("float32",), saved_model=False))
     assert json.loads((run_copy / "report.json").read_text())["attention"] == []

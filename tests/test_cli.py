@@ -494,6 +494,29 @@ def test_predict_prints_one_line_per_picture(capsys, run_folder, picture):
     assert captured.err == ""
 
 
+def test_names_do_not_steer_the_terminal(capsys, run_folder, picture):
+    name = picture.with_name("red\x1b[31m\nline.png")
+    shutil.copy(picture, name)
+    assert main(["predict", "run", str(name)]) == 0
+    assert main(["predict", "run", str(name) + "none"]) == 2
+    assert main(["devices", str(name)]) == 2
+    captured = capsys.readouterr()
+    assert "red?[31m?line.png" in captured.out and "red?[31m" in captured.err
+    assert "\x1b" not in captured.out + captured.err
+    assert len(captured.out.splitlines()) == 1 and len(captured.err.splitlines()) == 2
+
+
+def test_a_file_that_ends_in_a_softmax_says_the_same(capsys, run_folder, picture):
+    from vit_keras import load_model
+    from vit_keras.export import to_tflite
+
+    model = load_model("run/model.keras")
+    to_tflite(model, "chances.tflite", output="probabilities")
+    assert main(["predict", "run", str(picture)]) == main(["predict", "chances.tflite", str(picture)]) == 0
+    (_, one, _), (_, other, _) = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert abs(float(one) - float(other)) < 2e-4
+
+
 def test_list_prints_every_preset(capsys):
     from vit_keras import get_preset, list_models
 

@@ -1,6 +1,7 @@
 """Where files run, predicted, and for the CPU held against what its delegate really takes; damaged, hostile files."""
 
 import dataclasses
+import shutil
 import struct
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,6 @@ from harness import randomise_zeros
 
 from vit_keras import create_model
 from vit_keras.export import KINDS, check_devices, inspect_file, rewrite, to_tflite_files, try_file
-from vit_keras.export.bundle import _ends_in_softmax
 from vit_keras.export.device_conditions import CONDITIONS
 from vit_keras.export.device_rules import RULE_SETS, Rule
 from vit_keras.export.devices import check_rules, partition
@@ -415,6 +415,15 @@ def test_damaged_files_are_read_within_bounds(files, tmp_path, kind):
     assert read > 10 and refused > 100
 
 
+def test_modules_beside_a_file_are_not_run(files, tmp_path, monkeypatch):
+    for name in ("numpy", "struct", "json"):
+        (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files["float32"], "m.tflite")
+    assert inspect_file("m.tflite").operators and try_file("m.tflite").memory >= 0
+    assert not Path("ran").exists()
+
+
 def test_damaged_files_do_not_take_their_reader_along(files, tmp_path):
     file = tmp_path / "damaged.tflite"
     answers = Counter()
@@ -544,4 +553,4 @@ def test_names_and_graphs_that_are_made_to_take_long():
     for rules in RULE_SETS:
         reason(rules, "MEAN", [tensor((), "int8", **I8), AXES], [tensor((), "int8", **I8)])
     cycle = FileInfo(100, (X, X), (OperatorInfo("QUANTIZE", False, 1, (1,), (1,), {}),), (0,), (1,))
-    assert not _ends_in_softmax(cycle)
+    assert not cycle.ends_in_softmax

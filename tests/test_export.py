@@ -448,6 +448,70 @@ def test_verify_refuses_files_of_another_model(model, pictures, files, tmp_path)
         Classifier(tmp_path / "nothing.tflite")
 
 
+@pytest.fixture
+def head():
+    """What a classifier of four classes is made of by hand: pixels to features."""
+    inputs = keras.Input((8, 8, 3))
+    return inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3)(inputs / 255))
+
+
+@pytest.mark.parametrize("end", ["activation", "layer", "operation", "nested"])
+def test_the_softmax_at_the_end_is_not_counted_twice(head, pictures, tmp_path, end):
+    inputs, features = head
+    logits = keras.layers.Dense(4)(features)
+    ends = {
+        "activation": lambda: keras.layers.Dense(4, activation="softmax")(features),
+        "layer": lambda: keras.layers.Softmax()(logits),
+        "operation": lambda: keras.ops.softmax(logits),
+        "nested": lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, activation="softmax")])(logits),
+    }
+    model = keras.Model(inputs, ends[end]())
+    expected = model.predict(pictures, verbose=0)
+    scores = Classifier(to_tflite(model, tmp_path / "logits")).logits(pictures)
+    chances = Classifier(to_tflite(model, tmp_path / "chances", output="probabilities")).logits(pictures)
+    np.testing.assert_allclose(keras.ops.softmax(scores), expected, atol=1e-5)
+    np.testing.assert_allclose(chances, expected, atol=1e-5)
+    proof = verify(model, {"file": tmp_path / "logits"}, [(pictures, expected.argmax(1))])["file"]
+    assert proof.agreement.max_abs_logit_error < 1e-4
+
+
+def test_models_that_are_no_classifiers_of_pictures_are_refused(head, tmp_path):
+    inputs, features = head
+    several = keras.Model(inputs, [keras.layers.Dense(4)(features), features])
+    gray = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(4)])
+    vectors = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4)])
+    for model in (several, gray, vectors):
+        with pytest.raises(ValueError, match="must take pictures"):
+            to_tflite(model, tmp_path / "file")
+    broken = keras.Model(inputs, keras.layers.Dense(4, bias_initializer=keras.initializers.Constant(np.nan))(features))
+    for export in (to_tflite, to_saved_model):
+        with pytest.raises(ValueError, match=r"finite weights.*/bias"):
+            export(broken, tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_copied_is_refused(head, tmp_path):
+    @keras.saving.register_keras_serializable("tests")
+    class Restless(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * keras.random.uniform((), 0.5, 1.5)
+
+    inputs, features = head
+    model = keras.Model(inputs, keras.layers.Dense(4)(Restless()(features)))
+    with pytest.raises(ValueError, match=r"cannot be exported: its copy .* gives other logits"):
+        to_tflite(model, tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_may_be_a_column(model, pictures, files):
+    labels = model.predict(pictures, verbose=0).argmax(1)
+    column = verify(model, {"float32": files["float32"]}, [(pictures, labels[:, None])])["float32"]
+    assert column.agreement.accuracy == 1
+    for wrong in (labels.astype("float32"), np.eye(4, dtype=int)[labels]):
+        with pytest.raises(ValueError, match="integer labels"):
+            verify(model, files, [(pictures, wrong)])
+
+
 def test_verify_refuses_a_file_without_ends(model, pictures, files, tmp_path):
     file = tmp_path / "endless.tflite"
     file.write_bytes(without_ends(files["float32"].read_bytes()))
@@ -541,3 +605,14 @@ def test_models_of_classes_of_their_own(pictures, tmp_path, caplog):
     np.testing.assert_allclose(served(images=tf.constant(pictures))["logits"], expected, atol=1e-5)
     proof = verify(model, {"file": file}, [(pictures, expected.argmax(1))])["file"]
     assert proof.agreement.accuracy == proof.agreement.agreement > 0.9
+
+
+def test_scores_that_are_summed_keep_their_shape(pictures, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3)(inputs / 255)
+    ends = keras.layers.Flatten()(x), keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Add()([keras.layers.Dense(4)(end) for end in ends]))
+    expected = model.predict(pictures, verbose=0)
+    for kind in ("float32", "static_int8"):
+        found = Classifier(to_tflite(model, tmp_path / kind, kind, [pictures])).logits(pictures)
+        assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()

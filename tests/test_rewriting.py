@@ -14,8 +14,10 @@ from vit_keras.export.inference_layers import (
     InferenceReadout,
 )
 from vit_keras.export.rewriting import REWRITES, check_rewrites, rewrite
+from vit_keras.export.sensitivity import relative_error
 from vit_keras.export.smoothing import smoothed_channels
 from vit_keras.export.structure import Stream, as_flat, flatten
+from vit_keras.graph import flat_copy
 from vit_keras.heads import classifier
 from vit_keras.layers import (
     LayerNormalization,
@@ -440,3 +442,46 @@ def test_unknown_rewrite():
     with pytest.raises(ValueError, match=r"Unknown rewrite 'afine'\. Did you mean 'affine'"):
         check_rewrites(["afine"])
     assert check_rewrites(reversed(REWRITES)) == tuple(REWRITES)
+
+
+def test_normalisation_by_what_was_seen_is_copied_whole(model, pictures):
+    """Keras computes with a mean that it sets when weights are loaded from a file, and not when they are set."""
+    normalization = keras.layers.Normalization()
+    normalization.adapt(pictures / 2)
+    inputs = keras.Input((8, 8, 3))
+    nested = keras.Model(inputs, model(normalization(inputs)))
+    flat = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(normalization(inputs))))
+    for given in (nested, flat):
+        expected = given.predict(pictures, verbose=0)
+        for copy in (rewrite(given), keras.Model(*flat_copy(given))):
+            assert relative_error(expected, copy.predict(pictures, verbose=0)) < 1e-5
+
+
+def test_a_call_of_its_own_is_kept(model, pictures):
+    class Calibrated(keras.Model):
+        def __init__(self):
+            super().__init__(model.input, model.output)
+
+        def call(self, inputs, training=None):
+            return super().call(inputs, training=training) / 3
+
+    expected = model.predict(pictures, verbose=0) / 3
+    assert relative_error(expected, rewrite(Calibrated()).predict(pictures, verbose=0)) < 1e-5
+
+
+def test_tokens_that_join_behind_the_last_block_are_left_where_they_are(pictures):
+    inputs = keras.Input((8, 8, 3))
+    x = TransformerBlock(2, 32)(PatchEmbedding(4, 16)(inputs))
+    late = PrefixTokens(1, initializer="glorot_uniform")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(LayerNormalization()(late))))
+    expected = model.predict(pictures, verbose=0)
+    assert relative_error(expected, rewrite(model).predict(pictures, verbose=0)) < 1e-5
+
+
+def test_pruned_channels_are_not_smoothed_away(pictures):
+    model = vit_keras.create_model("vit_micro_patch2_8", 4, num_layers=1)
+    kernel = np.array(model.get_layer("block_0").mlp.expand.kernel)
+    kernel[: len(kernel) * 2 // 3] = 0
+    model.get_layer("block_0").mlp.expand.kernel.assign(kernel)
+    factors = smoothed_channels(rewrite(model, pictures=pictures))
+    assert all(f.min() > 0.01 and f.max() < 100 for f in factors.values())

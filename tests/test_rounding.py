@@ -198,3 +198,14 @@ def test_weights_that_are_used_twice(tmp_path, pictures):
     for kind in ("int4", "static_int8"):
         file = to_tflite(model, tmp_path / kind, kind, [pictures[:32]])
         assert np.abs(Classifier(file).logits(pictures) - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_products_of_very_many_inputs_are_left(pictures, tmp_path, monkeypatch):
+    from vit_keras.export import rounding
+
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs / 255)))
+    content = to_tflite(model, tmp_path / "m").read_bytes()
+    assert rounding.Rounding(content)._grams
+    monkeypatch.setattr(rounding, "MOST_INPUTS", 100)
+    assert not rounding.Rounding(content)._grams

@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -575,6 +576,96 @@ def test_a_model_from_elsewhere_is_exported_and_proven(finished_run, tmp_path):
     assert report["artefacts"][0]["accuracy"] == old["static_int8"]["accuracy"]
     assert (tmp_path / "mine" / "export" / "model.static_int8.tflite").is_file()
     assert json.loads((tmp_path / "mine" / "report.json").read_text()) == report
+
+
+def sums(folder):
+    """What is in every file below a folder."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_what_was_there_stays_where_replacing_it_fails(run_copy, monkeypatch, failure):
+    def fails(*args, **kwargs):
+        raise failure("no")
+
+    before = sums(run_copy / "export")
+    monkeypatch.setattr(exporting, "to_tflite_files", fails)
+    with pytest.raises(failure):
+        running.export(run_copy, ExportConfig(kinds="float32,static_int8"), overwrite=True)
+    assert sums(run_copy / "export") == before
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="patch_size"):
+        running.export(run_copy, ExportConfig(kinds="float32", image_sizes=(13,)), overwrite=True)
+    assert sums(run_copy / "export") == before
+
+
+def test_only_what_is_asked_for_is_replaced(run_copy):
+    before = sums(run_copy / "export")
+    running.export(run_copy, ExportConfig(kinds="float32", saved_model=False, merge_tokens=0.25), overwrite=True)
+    now = sums(run_copy / "export")
+    assert {name for name in before if now.get(name) != before[name]} == {
+        "model.float32.tflite",
+        "made.json",
+        "golden/golden.json",
+    }
+
+
+def test_files_of_other_data_or_of_a_model_of_the_same_weights_are_not_kept(tmp_path):
+    def save(scale):
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Flatten()(keras.layers.Rescaling(scale)(inputs))
+        keras.utils.set_random_seed(0)
+        keras.Model(inputs, keras.layers.Dense(10, name="head")(x)).save(tmp_path / "m.keras")
+
+    given = RunConfig(data="digits", export=ExportConfig(kinds="float32,full_int8", saved_model=False))
+    save(1 / 255)
+    running.export_model(tmp_path / "m.keras", given)
+    running.export_model(tmp_path / "m.keras", given)
+    with pytest.raises(FileExistsError, match=r"other settings, calibration: \w{16}, now \w{16}; --overwrite"):
+        running.export_model(tmp_path / "m.keras", replace(given, input=InputConfig(split_seed=5)))
+    save(-1 / 255)
+    with pytest.raises(FileExistsError, match="another model"):
+        running.export_model(tmp_path / "m.keras", given)
+    kept = replace(given, export=ExportConfig(kinds="float16", saved_model=False))
+    running.export_model(tmp_path / "m.keras", kept)
+    golden = json.loads((tmp_path / "m" / "export" / "golden" / "golden.json").read_text())
+    assert set(golden["answers"]) == {"keras", "float16"}
+
+
+def test_a_folder_of_something_else_is_left_alone(finished_run, tmp_path):
+    shutil.copy(finished_run / "model.keras", tmp_path / "mine.keras")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.json").write_text("notes")
+    with pytest.raises(FileExistsError, match="no export"):
+        running.export_model(tmp_path / "mine.keras", RunConfig())
+    assert (tmp_path / "mine" / "report.json").read_text() == "notes"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model.float32.tflite": 3}'])
+def test_what_files_were_made_of_may_be_damaged(run_copy, content):
+    (run_copy / "export" / "made.json").write_text(content)
+    with pytest.raises((ValueError, FileExistsError), match=r"made\.json|model\.float32\.tflite"):
+        running.export(run_copy, ExportConfig(kinds="float32", saved_model=False))
+
+
+def test_a_run_finds_its_pictures_from_elsewhere(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "pics" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (8, 8), (30 * i, 255 * (name == "a"), 0)).save(tmp_path / "pics" / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    fit = FitConfig(epochs=1, batch_size=4)
+    expected = running.train(RunConfig(data="pics", out="run", fit=fit, override={"num_layers": 1}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert running.evaluate("../run").accuracy == expected.accuracy
+
+
+def test_a_file_behind_a_link_is_of_its_run(run_copy, tmp_path):
+    (run_copy / "export").rename(tmp_path / "disk")
+    (run_copy / "export").symlink_to(tmp_path / "disk")
+    file = run_copy / "export" / "model.float32.tflite"
+    assert running.evaluate(file).accuracy == running.evaluate(run_copy).accuracy
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path):

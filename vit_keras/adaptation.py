@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from .layers import PatchEmbedding, PromptTokens, TokenRemoval, TransformerBlock
-from .layers.dense import merged_weights, plain_config
+from .layers.dense import plain_config, take_weights
 from .messages import nearest
 from .weights.formats import HEADS
 
@@ -175,7 +175,7 @@ def _plain_copy(model: keras.Model, call: Callable | None = None, dtype: str | N
     copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
     for layer in model.layers:
         if layer.weights:  # An input that nobody named has another name in the copy.
-            copy.get_layer(layer.name).set_weights(merged_weights(layer))
+            take_weights(copy.get_layer(layer.name), layer)
     return copy
 
 

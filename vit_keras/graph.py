@@ -1,17 +1,18 @@
-"""Walking through a functional model, nested ones included, and copying it into a flat one."""
+"""Walking through a functional model, nested ones included, and copying it, into a flat one or without its softmax."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
-from .layers.dense import merged_weights, plain_config
+from .layers.dense import plain_config, take_weights
 from .precision import precision
 
 
 def is_functional(model: Any) -> bool:
-    """Whether a model's layers and their order are known: it is functional or sequential, not subclassed."""
-    return isinstance(model, (keras.Sequential, keras.src.models.Functional))
+    """Whether a model's layers and their order are known: it is functional or sequential, with no `call` of its own."""
+    return getattr(type(model), "call", None) in (keras.Sequential.call, keras.src.models.Functional.call)
 
 
 def as_functional(model: keras.Model) -> keras.Model:
@@ -22,7 +23,10 @@ def as_functional(model: keras.Model) -> keras.Model:
     """
     if is_functional(model):
         return model
-    shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
+    if isinstance(model, (keras.Sequential, keras.src.models.Functional)) and len(model.inputs or ()) == 1:
+        shapes = [tuple(model.inputs[0].shape)]
+    else:
+        shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
     if len(shapes) != 1 or not isinstance(shapes[0], tuple) or len(shapes[0]) != 4:
         raise ValueError(
             "model must have been called on one batch of pictures, (B, H, W, 3): of a class of its own it does not "
@@ -30,6 +34,56 @@ def as_functional(model: keras.Model) -> keras.Model:
         )
     inputs = keras.Input(shapes[0][1:], dtype="float32", name="images")
     return keras.Model(inputs, model(inputs), name=model.name)
+
+
+def as_classifier(model: keras.Model) -> keras.Model:
+    """Returns the functional model from pictures to logits that a model is, or is behind its last softmax.
+
+    A softmax, as a layer or as the last Dense layer's activation, is left out: files and proofs are of logits, and of
+    probabilities where they are asked for.
+
+    Raises:
+        ValueError: it does not take pictures, `(None, H, W, 3)`, or give scores, `(None, num_classes)`, or a weight is
+            no number.
+    """
+    model = without_softmax(as_functional(model))
+    shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
+    given = shapes[0] if len(shapes) == 2 and list(map(len, shapes)) == [4, 2] else ()
+    if not given or given[3] != 3 or None in (*given[1:], shapes[1][1]):
+        raise ValueError(
+            "model must take pictures, (None, H, W, 3), and give scores, (None, num_classes). "
+            f"Received: model={model.name!r} of shapes {', '.join(map(str, shapes))}"
+        )
+    for variable in model.weights:
+        values = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
+        if not np.isfinite(values).all():
+            raise ValueError(f"model must have finite weights. Received: NaN or infinity in {variable.path}")
+    return model
+
+
+def without_softmax(model: keras.Model) -> keras.Model:
+    """Returns a functional model without the softmax that it ends in; one that ends in none as it is."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        return model
+    (inputs,) = model.inputs
+    last, index, _ = model.outputs[0]._keras_history
+    given = last._inbound_nodes[index].input_tensors
+    if len(given) != 1:
+        return model
+    if is_functional(last):
+        inner = without_softmax(last)
+        return model if inner is last else keras.Model(inputs, inner(given[0]), name=model.name)
+    is_softmax = isinstance(last, (keras.layers.Softmax, keras.src.ops.nn.Softmax)) and last.axis in (-1, 1)
+    if not is_softmax and getattr(last, "activation", None) is not keras.activations.softmax:
+        return model
+    if is_softmax or isinstance(last, keras.layers.Activation):
+        return keras.Model(inputs, given[0], name=model.name)
+    if not isinstance(last, keras.layers.Dense):
+        return model
+    head = type(last).from_config({**plain_config(last), "activation": "linear"})
+    logits = head(given[0])
+    take_weights(head, last)
+    return keras.Model(inputs, logits, name=model.name)
 
 
 def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -104,7 +158,7 @@ def flat_copy(model: keras.Model, visit: Callable[..., Any] | None = None) -> tu
         copy = copies[id(layer)]
         output = visit(copy, *args, **kwargs) if visit else copy(*args, **kwargs)
         if fresh:
-            copy.set_weights(merged_weights(layer))
+            take_weights(copy, layer)
         return output
 
     inputs = keras.Input(batch_shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name="images")

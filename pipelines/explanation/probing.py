@@ -15,7 +15,7 @@ from vit_keras.export.files import refuse_existing, replacing
 from ..datasets import load_data, stratified_sample
 from ..exporting import pixels
 from ..report import write_figure
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, run_of
 from .embedding import EMBEDDINGS, Embedding, embed, plot_embeddings, pooled_features
 from .figures import plot_similarity
 from .maps import Progress
@@ -167,7 +167,7 @@ def _pictures(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns test pictures, float32 `(n, H, W, 3)`, and their labels."""
     runs = [RunFolder(path) for path in map(Path, paths) if path.is_dir()]
-    runs += [RunFolder(path.resolve().parent.parent) for path in map(Path, paths) if path.suffix == ".tflite"]
+    runs += [run_of(path) for path in map(Path, paths) if path.suffix == ".tflite"]
     run = next((run for run in runs if run.config_file.is_file()), None)
     if data:
         found = load_data(data)

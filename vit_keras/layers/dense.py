@@ -83,6 +83,14 @@ def plain_config(layer: keras.layers.Layer) -> dict:
     return {key: value for key, value in layer.get_config().items() if key not in ("lora_rank", "lora_alpha")}
 
 
+def take_weights(copy: keras.layers.Layer, layer: keras.layers.Layer) -> None:
+    """Gives a copy of a layer its weights, those of LoRA merged, and what Keras computes of them beforehand."""
+    copy.set_weights(merged_weights(layer))
+    for part in copy._flatten_layers():
+        if isinstance(part, keras.layers.Normalization):
+            part.finalize_state()
+
+
 def merged_weights(layer: keras.layers.Layer) -> list[np.ndarray]:
     """Returns a layer's weights with those of LoRA added to the kernels that they adapt, and left out themselves.
 

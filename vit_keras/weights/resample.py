@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from ..layers import LearnedPositionEmbedding, PatchEmbedding
-from ..layers.dense import merged_weights, plain_config
+from ..layers.dense import plain_config, take_weights
 
 
 def resample_grid(position: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
@@ -113,5 +113,5 @@ def resize(model: keras.Model, image_size: int | tuple[int, int]) -> keras.Model
         if isinstance(new, LearnedPositionEmbedding):
             new.set_weights([fit_positions(old.get_weights()[0], old.grid_size, old.num_prefix, new)])
         else:
-            new.set_weights(merged_weights(old))
+            take_weights(new, old)
     return resized

@@ -137,7 +137,8 @@ def test_files_within_a_budget(model, pictures, tmp_path):
 )
 def test_wrong_budgets(model, tmp_path, images, max_drop, words):
     with pytest.raises(ValueError, match=words):
-        to_tflite_within(model, {"static_int8": tmp_path / "m"}, [images], (images, np.zeros(len(images), int)), max_drop)
+        held = images, np.zeros(len(images), int)
+        to_tflite_within(model, {"static_int8": tmp_path / "m"}, [images], held, max_drop)
     assert not list(tmp_path.iterdir())
 
 

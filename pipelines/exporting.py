@@ -66,8 +66,9 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         return (images for images, _ in batches(sample, image_size, 64).as_numpy_iterator())
 
     limited = any(_limit(kind, config) is not None for kind in config.kinds)
+    validation = (pixels(held, image_size), held.labels) if limited else None
     chosen = {"calibration": _digest(calibration())} if config.kinds else {}
-    chosen |= {"validation": _digest([pixels(held, image_size), held.labels])} if limited else {}
+    chosen |= {"validation": _digest(validation)} if validation else {}
     _settle(folder, config, model, data, chosen)
     for platform in config.bundles:
         _refuse_other(folder.tflite_file(bundled_kind(config.kinds)), folder.bundle(platform))
@@ -82,11 +83,10 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         limits = {kind: limit for kind in files if (limit := _limit(kind, config)) is not None}
         if not with_attention:
             _keep_relaxations(folder, files, {})
-        if not limits:
+        if not limits or validation is None:
             if files:
                 to_tflite_files(model, files, calibration(), **changes)
             return
-        validation = pixels(held, image_size), held.labels
         # A file comes to its place when what was done to it is written down: an interruption does not part the two.
         folder.state.mkdir(parents=True, exist_ok=True)
         staged = {kind: folder.state / file.name for kind, file in files.items()}
@@ -118,6 +118,11 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     _write_bundles(folder, config, data.test.framing)
 
 
+def read_made(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Returns of each file, by name, what it was made of and with."""
+    return {name: made for name, made in folder.read_json(folder.made).items() if isinstance(made, dict)}
+
+
 def model_digest(model: keras.Model) -> str:
     """Returns what tells a model from others of other layers, settings or weights, 64 hexadecimal digits."""
     found = hashlib.sha256(json.dumps(json.loads(model.to_json())["config"], sort_keys=True).encode())
@@ -145,8 +150,8 @@ def _settle(
     """
     framing = None if data.test.framing is None else dataclasses.asdict(data.test.framing)
     common = {"model": model_digest(model), "classes": list(data.classes), "framing": framing}
-    settings = {**common, "calibration_pictures": config.calibration_pictures, "merge_tokens": config.merge_tokens}
-    settings |= {"calibration": chosen.get("calibration")}
+    settings = {**common, "calibration": chosen.get("calibration"), "merge_tokens": config.merge_tokens}
+    settings["calibration_pictures"] = config.calibration_pictures
     settings["image_sizes"] = [list(size) for size in check_image_sizes(config.image_sizes)]
     wanted: dict[Path, dict[str, Any]] = {folder.saved_model: common} if config.saved_model else {}
     for kind in config.kinds:
@@ -156,10 +161,9 @@ def _settle(
         wanted[folder.tflite_file(kind)] = {**settings, **held}
         if config.with_attention:
             wanted[folder.attention_file(kind)] = {**settings, **held}
-    known = folder.read_json(folder.made)
+    known = read_made(folder)
     for file, new in wanted.items():
-        old = known.get(file.name)
-        old = old if isinstance(old, dict) else {}
+        old = known.get(file.name, {})
         if file.exists() and old != new:
             raise FileExistsError(f"{file} {_otherness(old, new)}; --overwrite replaces it.")
         known[file.name] = new

@@ -19,7 +19,7 @@ from . import report as reporting
 from .config import ExportConfig, RunConfig
 from .datasets import ImageData, stratified_sample
 from .evaluation import Evaluation, evaluate_model
-from .exporting import model_digest, pixels, prove, prove_attention
+from .exporting import model_digest, pixels, prove, prove_attention, read_made
 from .run_folder import RunFolder
 from .yaml_text import write_yaml
 
@@ -122,7 +122,7 @@ def _write_golden(
     """Keeps test pictures of all classes with the answers of every file of the model, of this export or another."""
     chosen = np.sort(stratified_sample(evaluation.labels, golden.NUM_PICTURES, seed=0))
     places = {name: place for kind in KINDS for name, place in _places(folder, kind).items()}
-    made, digest, files = folder.read_json(folder.made), model_digest(model), {}
+    made, digest, files = read_made(folder), model_digest(model), {}
     for name, file in places.items():
         if file.exists() and made.get(file.name, {}).get("model") == digest:
             try:

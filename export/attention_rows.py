@@ -1,9 +1,9 @@
 """Building the second output that `attention.py` describes: the rows of a model's attention weights."""
 
 import keras
-import numpy as np
 from keras import ops
 
+from vit_keras.explain.layout import TokenLayout
 from vit_keras.layers import PatchEmbedding, PrefixTokens
 
 
@@ -38,15 +38,9 @@ class AttentionRows:
         if self.pooled is not None:
             return keras.layers.Concatenate(axis=1, name="attention_rows")([self.pooled, *self._blocks])
         rows = keras.layers.Concatenate(axis=1, name="attention_rows")(self._blocks)
-        count, (height, width) = rows.shape[2], patch_grid(model)
-        pooled = np.zeros((1, 1, count), "float32")
-        if any(layer.name == "class_token" for layer in model.layers):
-            pooled[..., 0] = 1
-        else:
-            pooled[..., count - height * width :] = 1 / (height * width)
         layer = PrefixTokens(1, name="attention_pooled")
         rows = layer(rows)
-        layer.set_weights([pooled])
+        layer.set_weights([TokenLayout.of(model).read_row()])
         return rows
 
 

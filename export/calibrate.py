@@ -28,10 +28,15 @@ def sample(batches: Iterable[np.ndarray], image_size: tuple[int, int], limit: in
         `(n, H, W, 3)` float32 with 1 <= n <= `limit`.
 
     Raises:
-        ValueError: no picture, or pictures of another size, with NaN, or outside 0 to 255.
+        ValueError: no picture, pictures of another size, with NaN, outside 0 to 255, or all of one colour throughout.
     """
     taken, missing = [], limit
     for batch in batches:
+        if isinstance(batch, (tuple, list, dict)):
+            raise ValueError(
+                "calibration must give batches of pictures alone, arrays of shape (n, H, W, 3). "
+                f"Received: a {type(batch).__name__} of {len(batch)}, such as pictures with labels"
+            )
         batch = np.asarray(batch, "float32")[:missing]
         if batch.shape[1:] != (*image_size, 3):
             raise ValueError(
@@ -50,6 +55,11 @@ def sample(batches: Iterable[np.ndarray], image_size: tuple[int, int], limit: in
     if missing == limit:
         raise ValueError("calibration must hold at least one picture. Received: none")
     pictures = np.concatenate(taken)
+    if (pictures == pictures[:, :1, :1]).all():
+        raise ValueError(
+            "calibration pictures must show something: ranges are measured on them. "
+            f"Received: {len(pictures)} of one colour throughout"
+        )
     pictures[0, 0, 0], pictures[0, 0, -1] = 0, 255
     return pictures
 

@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,8 @@ SENSITIVITY_PICTURES = 32
 """Pictures that a layer's effect on the logits is measured on."""
 RANGES_PICTURES = 64
 """Pictures that the ways to choose ranges are compared on."""
+_MOST_STEPS = 2.0**31 / 1.01
+"""Steps that a bias may be long."""
 _TINY = 2.0**-20
 """A weight that stands for none: far below any that matters, and its scale is still a number in half precision."""
 
@@ -225,20 +227,22 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding
     """
     from ai_edge_quantizer.quantizer import Quantizer
 
+    ranges: dict[str, Any] = {}
+    room = kind.headroom
+    if kind.calibrated:
+        wide = _in_16_bits(float32, kind)  # They have room for all, and are that wide for the sake of outliers.
+        ends = {name: o.cut("minmax" if name in wide else kind.ranges) for name, o in observed.items()}
+        ranges = {name: {"min": low * room, "max": high * room} for name, (low, high) in ends.items()}
     content = rounding(float32, kind) if rounding else bytearray(float32)
     _fill_empty_blocks(content, kind)
+    _make_room_for_biases(content, kind, ranges)
     quantizer = Quantizer(content)
     for rule in kind.rules:
         for operator in rule.operators:
             _apply(quantizer, operator, rule)
     if kind.integer_only:
         _set_ends(quantizer, kind.input_dtype)
-    ranges, room = None, kind.headroom
-    if kind.calibrated:
-        wide = _in_16_bits(float32, kind)  # They have room for all, and are that wide for the sake of outliers.
-        ends = {name: o.cut("minmax" if name in wide else kind.ranges) for name, o in observed.items()}
-        ranges = {name: {"min": low * room, "max": high * room} for name, (low, high) in ends.items()}
-    return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+    return bytes(quantizer.quantize(ranges or None, enable_progress_report=False).quantized_model)
 
 
 def _in_16_bits(float32: bytes, kind: Kind) -> set[str]:
@@ -254,6 +258,25 @@ def _fill_empty_blocks(content: bytearray, kind: Kind) -> None:
         if rule and rule.block:
             blocks = product.weights.reshape(-1, rule.block)
             blocks[~blocks.any(axis=1), 0] = _TINY
+
+
+def _make_room_for_biases(content: bytearray, kind: Kind, ranges: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Raises one weight of every channel whose weights are next to nothing beside its bias.
+
+    A bias is an int32 in steps of the inputs' scale times the weights'. Where these are too small for it, it would be
+    cut; the weight that is raised adds at most 1.5e-5 of the bias with int8 inputs, and 0.2 % of it with int16.
+    """
+    for product in products(content):
+        rule = kind.rule_for(product.operator, product.result)
+        if product.bias is None or product.inputs not in ranges or not (rule and rule.activations and rule.weights):
+            continue
+        low, high = (float(np.min(ranges[product.inputs][end])) for end in ("min", "max"))
+        widest = (max(high, 0) - min(low, 0)) / 255 if rule.activations == 8 else max(high, -low) / 32767
+        smallest = 127 * np.abs(product.bias) / (_MOST_STEPS * max(widest, 1e-30))
+        largest = np.abs(product.weights).argmax(axis=1)
+        sizes = product.weights[np.arange(len(largest)), largest]
+        raised = np.flatnonzero(np.abs(sizes) < smallest)
+        product.weights[raised, largest[raised]] = np.copysign(smallest, sizes)[raised]
 
 
 def _apply(quantizer, operator: str, rule: Rule) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Framing:
@@ -23,8 +25,12 @@ def check_image_sizes(sizes: Iterable[int | tuple[int, int]]) -> tuple[tuple[int
     Raises:
         ValueError: a size that is not one or two whole numbers >= 1.
     """
-    pairs = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
-    for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
-            raise ValueError(f"image_sizes must hold one or two whole numbers >= 1 each. Received: {pair}")
-    return tuple(dict.fromkeys((pair[0], pair[1]) for pair in pairs))
+    if not isinstance(sizes, Iterable) or isinstance(sizes, str):
+        raise ValueError(f"image_sizes must be a list of sizes. Received: image_sizes={sizes!r}")
+    pairs: dict[tuple[int, int], None] = {}
+    for size in sizes:
+        pair = tuple(size) if isinstance(size, Iterable) else (size, size)
+        if len(pair) != 2 or not all(isinstance(side, (int, np.integer)) and side >= 1 for side in pair):
+            raise ValueError(f"image_sizes must hold one or two whole numbers >= 1 each. Received: {size!r}")
+        pairs[int(pair[0]), int(pair[1])] = None
+    return tuple(pairs)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from vit_keras.graph import as_functional
+from vit_keras.graph import Copies, as_functional, given
 from vit_keras.layers import (
     AttentionPooling,
     LayerNormalization,
@@ -32,6 +32,7 @@ from vit_keras.weights import resize
 from .attention_rows import AttentionRows, patch_grid
 from .folding import Product, after_affine, centred, product_of, scaled, weights_of, without_biases
 from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization, InferenceReadout
+from .inference_pooling import InferencePooling, folded
 from .merging import TokenMerging, TokenUnmerging, merged_after
 from .quantize import check_merging
 from .smoothing import smoothing_factors
@@ -50,6 +51,7 @@ REWRITES: dict[str, str] = {
     "prefix": "the first LayerNorm leaves out class and register tokens, of which its results are constants",
     "prompts": "prompts that every block has of its own become constant keys and values of its attention",
     "smoothing": "where a channel stands out, LayerNorm's results and the product after them share its size",
+    "pooling": "attention pooling's constant query moves into the keys' product; values are left for what is pooled",
     "last_block": "the last block computes only the tokens that are pooled, and no keys and values of the others",
 }
 """The rewrites, in the order in which they are applied, and what each does."""
@@ -114,7 +116,7 @@ def rewrite(
                 "as they are, each with all its operators.",
                 model.name,
             )
-        return flat
+        return _with_lean_pooling(flat) if "pooling" in names else flat
     options = {"with_attention": with_attention, "merge_tokens": merge_tokens}
     lean = _Emitter(flat, stream, names, smoothing, **options).model()
     if smoothing is None and {"smoothing", "affine"} <= names and (factors := smoothing_factors(lean, pictures)):
@@ -126,6 +128,18 @@ def rewrite(
 def at_size(model: keras.Model, image_size: tuple[int, int]) -> keras.Model:
     """Builds a flat float32 model of the same weights for pictures of another size; see `vit_keras.weights.resize`."""
     return resize(flatten(model, own_norms=False), image_size)
+
+
+def _with_lean_pooling(flat: keras.Model) -> keras.Model:
+    """Builds a flat model anew where it pools by attention; the other layers are its own."""
+    if not any(type(layer) is AttentionPooling for layer in flat.layers):
+        return flat
+    copies = Copies(InferencePooling.of, lambda copy, layer: copy.set_weights(folded(layer)))
+
+    def call(layer, *args, **kwargs):
+        return copies(layer, *args, **kwargs) if type(layer) is AttentionPooling else layer(*args, **kwargs)
+
+    return keras.Model(flat.input, inline(flat, flat.input, call), name=flat.name)
 
 
 class _Emitter:
@@ -148,7 +162,7 @@ class _Emitter:
         self.last_block = blocks[-1].name
         self.merged_block = blocks[merged_after(len(blocks)) - 1].name if merge_tokens else None
         self.merge_tokens = merge_tokens
-        self.copies: dict[int, keras.layers.Layer] = {}  # Of layers behind the stream, which may be called twice.
+        self.copies = Copies(self._made, self._filled, self._visited)  # Of what is not on the stream.
         self.counts: tuple = ()  # What attention is told of merged tokens: the logarithm of how many each stands for.
         self.places = None  # Where what stands for each token is, once some are merged.
         if "layer_scale" not in names and any(b.attention_scale is not None for b in blocks):
@@ -161,9 +175,10 @@ class _Emitter:
         self.prefix_name = ""
         self.own_prompts = stream.own_prompts and "prompts" in names
         self.prompts = self.prefix  # Of the next block, if they are its own.
+        self.unmerges = merge_tokens > 0 and (stream.num_read is None or stream.num_read > stream.num_prefix)
         last = flat.get_layer(stream.layers[-1])
         fits = not isinstance(last, TokenRemoval) or (stream.num_read or 0) <= last.start
-        self.num_kept = stream.num_read if "last_block" in names and fits else None
+        self.num_kept = stream.num_read if "last_block" in names and fits and not self.unmerges else None
 
     def model(self) -> keras.Model:
         inputs = keras.Input(batch_shape=self.flat.inputs[0].shape, name="images")
@@ -173,7 +188,7 @@ class _Emitter:
         return keras.Model(inputs, outputs, name=self.flat.name)
 
     def _call(self, layer, *args, **kwargs):
-        x = args[0] if args else None
+        x = given(args, kwargs)
         name = layer.name
         if is_for_training(layer):
             return x
@@ -189,27 +204,38 @@ class _Emitter:
             return self._block(layer, x) if isinstance(layer, TransformerBlock) else self._added(layer, x)
         if name == self.stream.norm:
             return self._norm(layer, x, self.fold_last_affine)
-        if self.last_affine and name in self.stream.readers:
-            return self._reader(layer, x)
-        if not isinstance(layer, keras.layers.Layer):
-            return layer(*args, **kwargs)
-        return self._copy(layer, *args, **kwargs)
+        return self.copies(layer, *args, **kwargs)
 
-    def _copy(self, layer, *args, **kwargs):
-        copy = self.copies.get(id(layer)) or layer.__class__.from_config(layer.get_config())
-        outputs = self._pooled(copy, *args, **kwargs)
-        if id(layer) not in self.copies:
+    def _made(self, layer, name: str):
+        if "pooling" in self.names and type(layer) is AttentionPooling:
+            return InferencePooling.of(layer, name)
+        config = {**layer.get_config(), "name": name}
+        if self._reads_affine(layer) and "use_bias" in config:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    def _filled(self, copy, layer) -> None:
+        affine = self.last_affine if self._reads_affine(layer) else ()
+        if isinstance(copy, InferencePooling):
+            copy.set_weights(folded(layer, affine))
+            return
+        if not affine or isinstance(layer, AttentionPooling):
             take_weights(copy, layer)
-            self.copies[id(layer)] = copy
-        return outputs
+        if affine:
+            layer, copy = (part.key_value if isinstance(part, AttentionPooling) else part for part in (layer, copy))
+            copy.set_weights(after_affine(product_of(layer), *affine))
 
-    def _pooled(self, copy, *args, **kwargs):
+    def _reads_affine(self, layer) -> bool:
+        """Whether a layer is a product behind the last LayerNorm, which takes its gamma and beta over."""
+        return bool(self.last_affine) and layer.name in self.stream.readers
+
+    def _visited(self, copy, *args, **kwargs):
         """What a layer gives; of one that pools by attention, it is kept how."""
-        if not self.attention or not isinstance(copy, AttentionPooling):
+        if not self.attention or not isinstance(copy, (AttentionPooling, InferencePooling)):
             return copy(*args, **kwargs)
-        y, weights = copy(*args, **kwargs, return_attention_scores=True)  # (B, D), (B, H, 1, N)
+        y, weights = copy(*args, **{**kwargs, "return_attention_scores": True})  # (B, D), (B, H, 1, N)
         self.attention.pooled = ops.mean(weights, axis=1)  # (B, 1, N)
-        return y
+        return (y, weights) if kwargs.get("return_attention_scores") else y
 
     def _emit(self, layer: keras.layers.Layer, x, weights: Iterable[np.ndarray] = (), others: tuple = ()):
         y = layer(x, *others)
@@ -227,8 +253,9 @@ class _Emitter:
         kernel, bias = weights_of(layer)  # (P, P, 3, D), (D,)
         if self.stream.rescaling and "normalisation" in self.names:
             rescaling = self.flat.get_layer(self.stream.rescaling)
-            bias = bias + np.einsum("hwcd,c->d", kernel, np.broadcast_to(rescaling.offset, kernel.shape[2]))
-            kernel = kernel * np.broadcast_to(rescaling.scale, kernel.shape[2])[:, None]
+            scale, offset = (np.broadcast_to(np.ravel(v), kernel.shape[2]) for v in (rescaling.scale, rescaling.offset))
+            bias = bias + np.einsum("hwcd,c->d", kernel, offset)
+            kernel = kernel * scale[:, None]
         copy = PatchEmbedding(layer.patch_size, layer.hidden_dim, name=layer.name)
         return self._emit(copy, x, (self._centred(kernel), self._centred(bias)))
 
@@ -251,23 +278,25 @@ class _Emitter:
         (values,) = map(self._centred, weights_of(layer))
         if self.own_prompts:
             self.prompts = values
-        elif "prefix" in self.names and not layer.replace and self.prefix.shape[1] == layer.num_prefix:
-            self.prefix = np.concatenate([self.prefix, values], axis=1)
+        elif "prefix" in self.names and not layer.replace and self.prefix.shape[1] >= layer.num_prefix:
+            before, after = np.split(self.prefix, [layer.num_prefix], axis=1)
+            self.prefix = np.concatenate([before, values, after], axis=1)
             self.prefix_name = self.prefix_name or layer.name
         else:
-            return self._emit(
-                PromptTokens(layer.num_tokens, layer.num_prefix, layer.replace, name=layer.name), x, [values]
-            )
+            copy = PromptTokens(layer.num_tokens, layer.num_prefix, layer.replace, name=layer.name)
+            return self._emit(copy, self._with_prefix(x), [values])
         return x
 
     def _removed(self, layer: TokenRemoval, x):
         """The stream without some of its tokens, unless the last block leaves them out or they were never there."""
         if layer.name == self.stream.layers[-1] and (self.own_prompts or self.num_kept):
             return x
-        if self.prefix.size:
-            x = self._put_before(self.prefix, x, self.prefix_name)
-            self.prefix = self.prefix[:, :0]
-        return self._copy(layer, x)
+        return self.copies(layer, self._with_prefix(x))
+
+    def _with_prefix(self, x):
+        """The tokens, behind those that are still to be put before them."""
+        prefix, self.prefix = np.split(self.prefix, [self.prefix.shape[1]], axis=1)
+        return self._put_before(prefix, x, self.prefix_name) if prefix.size else x
 
     def _put_before(self, tokens: np.ndarray, x, name: str):
         return self._emit(PrefixTokens(tokens.shape[1], name=name), x, [tokens])
@@ -318,8 +347,7 @@ class _Emitter:
             y = self._put_before(
                 self._normalised(block.attention_norm, affine, self.prefix), y, f"{block.name}_attention_prefix"
             )
-            x = self._put_before(self.prefix, x, self.prefix_name)
-            self.prefix = self.prefix[:, :0]
+            x = self._with_prefix(x)
         heads, name = attention.num_heads, _path(attention)
         options = {"scale_queries": "query_scale" not in self.names, "num_prompts": num_prompts, "name": name}
         options["give_attention"] = self.attention is not None
@@ -355,7 +383,7 @@ class _Emitter:
                 layer = TokenMerging(merged, x.shape[1] - height * width, name="token_merging")
                 x, counts, self.places = layer(x)
                 self.counts = (counts,)
-        if block.name == self.last_block and self.places is not None and self.stream.num_read is None:
+        if block.name == self.last_block and self.places is not None and self.unmerges:
             return TokenUnmerging(name="token_unmerging")(x, self.places)
         return x
 
@@ -363,20 +391,6 @@ class _Emitter:
         """The product that takes a LayerNorm's smoothed results."""
         factors = self.smoothing.get(_path(norm))
         return product if factors is None else (product[0] / factors[:, None], product[1])
-
-    def _reader(self, layer, x):
-        """A product behind the last LayerNorm, which takes its gamma and beta over."""
-        if copy := self.copies.get(id(layer)):
-            return self._pooled(copy, x)
-        config = layer.get_config()
-        copy = layer.__class__.from_config({**config, "use_bias": True} if "use_bias" in config else config)
-        self.copies[id(layer)] = copy
-        outputs = self._pooled(copy, x)
-        if isinstance(copy, AttentionPooling):
-            copy.set_weights(layer.get_weights())
-            layer, copy = layer.key_value, copy.key_value
-        copy.set_weights(after_affine(product_of(layer), *self.last_affine))
-        return outputs
 
 
 def _path(layer: keras.layers.Layer) -> str:

@@ -39,7 +39,8 @@ class Product:
         inputs: Name of the tensor that it takes.
         result: Name of the tensor that it gives.
         weights: Float32 `(out, in)`, a view of the file's content; of a convolution `(out, height * width * in)`.
-        buffer: Number of the buffer that these lie in: products may share one.
+        bias: Float32 `(out,)`, a view as well; `None` where there is none.
+        buffer: Number of the buffer that the weights lie in: products may share one.
         window: Height and width of a convolution whose windows lie side by side, else `None`.
     """
 
@@ -47,6 +48,7 @@ class Product:
     inputs: str
     result: str
     weights: np.ndarray
+    bias: np.ndarray | None
     buffer: int
     window: tuple[int, int] | None
 
@@ -83,7 +85,16 @@ def products(content: bytes | bytearray) -> Iterator[Product]:
         constant = weights.Type() == schema.TensorType.FLOAT32 and buffer.DataLength()
         if constant and (name == "FULLY_CONNECTED" or window):
             values = buffer.DataAsNumpy().view("<f4").reshape(weights.Shape(0), -1)
-            yield Product(name, inputs.Name().decode(), result.Name().decode(), values, weights.Buffer(), window)
+            bias = _bias(model, graph, operator)
+            yield Product(name, inputs.Name().decode(), result.Name().decode(), values, bias, weights.Buffer(), window)
+
+
+def _bias(model: schema.Model, graph: schema.SubGraph, operator: schema.Operator) -> np.ndarray | None:
+    """The constant bias of a product."""
+    if operator.InputsLength() < 3 or operator.Inputs(2) < 0:
+        return None
+    buffer = model.Buffers(graph.Tensors(operator.Inputs(2)).Buffer())
+    return buffer.DataAsNumpy().view("<f4") if buffer.DataLength() else None
 
 
 def _window(operator: schema.Operator, inputs: schema.Tensor, weights: schema.Tensor) -> tuple[int, int] | None:

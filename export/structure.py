@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
-from vit_keras.graph import float32_copy, inline, is_functional
+from vit_keras.graph import Copies, float32_copy, given, inline, is_functional
 from vit_keras.layers import (
     AttentionPooling,
     LayerNormalization,
@@ -20,7 +21,6 @@ from vit_keras.layers import (
     TokenSlice,
     TransformerBlock,
 )
-from vit_keras.layers.dense import take_weights
 from vit_keras.precision import precision
 
 from .inference_layers import InferenceNormalization
@@ -63,28 +63,16 @@ def flatten(model: keras.Model, own_norms: bool = True) -> keras.Model:
         model: A functional or sequential model.
         own_norms: Whether Keras's LayerNorms over the last axis become ours, which have no NEG operator.
     """
-    copies: dict[int, keras.layers.Layer] = {}
-    names: set[str] = set()
+
+    def make(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+        return (_norm_of if own_norms and _is_plain_norm(layer) else float32_copy)(layer, name)
+
+    copies = Copies(make)
 
     def call(layer, *args, **kwargs):
         if is_functional(layer):
-            return inline(layer, args[0] if args else kwargs["inputs"], call)
-        if is_for_training(layer):
-            return args[0]
-        if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.Model):
-            return layer(*args, **kwargs)  # A model of a class of its own: there may be no other way to make one.
-        fresh = id(layer) not in copies
-        if fresh:
-            name = layer.name
-            while name in names:
-                name += "_"
-            names.add(name)
-            new = _norm_of if own_norms and _is_plain_norm(layer) else float32_copy
-            copies[id(layer)] = new(layer, name)
-        outputs = copies[id(layer)](*args, **kwargs)
-        if fresh:
-            take_weights(copies[id(layer)], layer)
-        return outputs
+            return inline(layer, given(args, kwargs), call)
+        return given(args, kwargs) if is_for_training(layer) else copies(layer, *args, **kwargs)
 
     inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype="float32", name="images")
     return keras.Model(inputs, inline(model, inputs, call), name=model.name)
@@ -110,17 +98,21 @@ class Stream:
         layers: Names of the layers on it, from the patch embedding to the last block.
         norm: Name of the LayerNorm at its end.
         readers: Names of the dense and pooling layers that read what the last LayerNorm gives; empty if others do too.
+        num_prefix: How many tokens stand before the patches there.
         num_read: How many tokens, from the first, are read after the last block; `None` for all.
         rescaling: Name of the layer that normalises pictures before the patch embedding, if there is one.
         own_prompts: Whether every block has prompts of its own: what it makes of them, nobody reads.
+        steady: Whether all blocks take equally many tokens.
     """
 
     layers: tuple[str, ...]
     norm: str
     readers: tuple[str, ...]
+    num_prefix: int
     num_read: int | None
     rescaling: str | None
-    own_prompts: bool = False
+    own_prompts: bool
+    steady: bool
 
     @classmethod
     def of(cls, model: keras.Model) -> "Stream | None":
@@ -133,26 +125,35 @@ class Stream:
         while type(layer) in _ON_THE_STREAM:
             names.append(layer.name)
             readers = graph.readers(layer)
-            if len(readers) != 1 or graph.uses(layer) != 1:
+            if len(readers) != 1 or graph.results(layer) != 1:
                 return None
             layer = readers[0]
-        if type(layer) is not LayerNormalization or graph.uses(layer) != 1:
+        if type(layer) is not LayerNormalization or graph.results(layer) != 1:
             return None
+        on_it = [model.get_layer(name) for name in names]
+        blocks = [on for on in on_it if isinstance(on, TransformerBlock)]
         # What joins the stream behind the last block would have to be put before what is read.
-        if not any(isinstance(model.get_layer(name), TransformerBlock) for name in names) or not isinstance(
-            model.get_layer(names[-1]), (TransformerBlock, TokenRemoval)
-        ):
+        if not blocks or not isinstance(on_it[-1], (TransformerBlock, TokenRemoval)):
             return None
         before = graph.writer(starts[0])
-        alone = type(before) is keras.layers.Rescaling and len(graph.readers(before)) == 1
+        alone = _scales_channels(before) and len(graph.readers(before)) == 1
         return cls(
             tuple(names),
             layer.name,
             graph.linear_readers(layer),
+            graph.num_tokens(layer) - graph.num_tokens(starts[0]),
             graph.num_read(layer),
             before.name if alone else None,
-            _own_prompts([model.get_layer(name) for name in names]),
+            _own_prompts(on_it),
+            len({graph.num_tokens(block) for block in blocks}) == 1,
         )
+
+
+def _scales_channels(layer: Any) -> bool:
+    """Whether a layer is a Rescaling with one factor and one summand for all channels, or for each."""
+    return type(layer) is keras.layers.Rescaling and all(
+        np.size(values) == 1 or np.shape(values)[-1] == np.size(values) for values in (layer.scale, layer.offset)
+    )
 
 
 def _own_prompts(layers: list[keras.layers.Layer]) -> bool:
@@ -219,9 +220,13 @@ class _Graph:
     def _key(self, tensor) -> int:
         return self._same.get(id(tensor), id(tensor))
 
-    def uses(self, layer) -> int:
-        """How often the model calls a layer."""
-        return len(self._calls[id(layer)])
+    def results(self, layer) -> int:
+        """How many tensors a layer gives, in all of the model's calls."""
+        return sum(len(call.output_tensors) for call in self._calls[id(layer)])
+
+    def num_tokens(self, layer) -> int:
+        """How many tokens a layer gives, where it gives `(B, N, D)`."""
+        return self._calls[id(layer)][0].output_tensors[0].shape[1]
 
     def readers(self, layer) -> list[Any]:
         """The layers that take what a layer gives; `None` stands for the model's own output."""
@@ -245,7 +250,7 @@ class _Graph:
             layer = call and call.operation
             if _keeps_channels(call):
                 stack += self._reading(call)
-            elif type(layer) in _PRODUCTS:
+            elif type(layer) in _PRODUCTS and len(call.output_tensors) == 1:
                 reached[id(layer)] = reached.get(id(layer), 0) + 1
             else:
                 return ()
@@ -279,14 +284,16 @@ def check_chain(model: keras.Model, option: str, at_least: int = 1) -> None:
         at_least: Number of blocks that it takes.
 
     Raises:
-        ValueError: it is no chain of a patch embedding, enough of our transformer blocks and a LayerNorm.
+        ValueError: it is no chain of a patch embedding, enough of our transformer blocks and a LayerNorm, or tokens
+            join or leave between the blocks.
     """
     blocks = 0
-    if is_functional(model) and (stream := Stream.of(flat := as_flat(model))):
+    if is_functional(model) and (stream := Stream.of(flat := as_flat(model))) and stream.steady:
         blocks = sum(isinstance(flat.get_layer(name), TransformerBlock) for name in stream.layers)
     if blocks < at_least:
         needed = f"at least {at_least} TransformerBlocks" if at_least > 1 else "TransformerBlocks"
         raise ValueError(
-            f"{option} needs a model of one PatchEmbedding, {needed} one after another, and a LayerNorm behind them. "
+            f"{option} needs a model of one PatchEmbedding, {needed} one after another, all on the same tokens, and a "
+            "LayerNorm behind them. "
             f"Received: model={model.name!r}"
         )

@@ -22,6 +22,7 @@ from vit_keras.export import (
 from vit_keras.export.calibrate import least_error, observe, sample
 from vit_keras.export.conversion import Graph, _batches, quantize
 from vit_keras.export.files import replacing
+from vit_keras.export.framing import check_image_sizes
 from vit_keras.export.quantize import Kind
 from vit_keras.export.sensitivity import relative_error
 from vit_keras.export.verification import wilson_interval
@@ -133,10 +134,17 @@ def test_several_picture_sizes(model, pictures, files, files_of_sizes, kind):
         Classifier(file, image_size=(9, 9))
 
 
-@pytest.mark.parametrize("sizes", [[0], [(8, 8, 8)], ["ab"], [(4.0, 4)]])
-def test_bad_picture_sizes(model, tmp_path, sizes):
+@pytest.mark.parametrize("sizes", [[0], [(8, 8, 8)], ["ab"], [(4.0, 4)], [None]])
+def test_bad_picture_sizes(sizes):
     with pytest.raises(ValueError, match="image_sizes must hold one or two whole numbers >= 1 each"):
-        to_tflite(model, tmp_path / "a.tflite", image_sizes=sizes)
+        check_image_sizes(sizes)
+
+
+def test_picture_sizes():
+    assert check_image_sizes([np.int64(8), (8, np.int32(16)), 8]) == ((8, 8), (8, 16))
+    for sizes in (12, "12"):
+        with pytest.raises(ValueError, match=r"image_sizes must be a list of sizes\. Received: image_sizes="):
+            check_image_sizes(sizes)
 
 
 def test_sizes_that_the_patch_does_not_divide(model, tmp_path):
@@ -340,6 +348,8 @@ def test_failed_conversion_leaves_nothing(model, tmp_path, monkeypatch):
         ("full_int8", [np.full((1, 8, 8, 3), np.nan)], "NaN"),
         ("static_int8", [np.full((1, 8, 8, 3), 256.0)], "max=256"),
         ("static_int8", [np.full((1, 8, 8, 3), -1.0)], "min=-1"),
+        ("static_int8", [np.full((2, 8, 8, 3), 7.0), np.zeros((1, 8, 8, 3))], "3 of one colour throughout"),
+        ("full_int8", [(np.zeros((1, 8, 8, 3)), np.zeros(1))], "Received: a tuple of 2, such as pictures with labels"),
         ("fullint8", None, "Did you mean 'full_int8'"),
     ],
 )
@@ -350,12 +360,12 @@ def test_wrong_calibration_or_kind(model, tmp_path, kind, calibration, words):
 
 
 def test_sample_takes_what_is_needed():
-    batches = iter([np.full((3, 2, 2, 3), 9.0)] * 5)
+    batches = iter([np.arange(12.0).reshape(1, 2, 2, 3).repeat(3, axis=0)] * 5)
     pictures = sample(batches, (2, 2), limit=7)
     assert pictures.shape == (7, 2, 2, 3)
     assert (pictures[0, 0] == [[0, 0, 0], [255, 255, 255]]).all()
-    assert (pictures[0, 1] == 9).all()
-    assert (pictures[1:] == 9).all()
+    assert (pictures[0, 1].ravel() == np.arange(6, 12)).all()
+    assert (pictures[1:] == np.arange(12).reshape(2, 2, 3)).all()
     assert len(list(batches)) == 2
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from test_rewriting import MODELS, SMALL, pixels, with_pixels
+from test_rewriting import MODELS, SMALL, assert_same, pixels, randomise, with_pixels
 
 import vit_keras
 from vit_keras.export import Classifier, measure_sensitivity, to_tflite, to_tflite_files
@@ -11,7 +11,7 @@ from vit_keras.export.attention_rows import patch_grid
 from vit_keras.export.merging import TokenMerging, TokenUnmerging, merged_after
 from vit_keras.export.rewriting import REWRITES, rewrite
 from vit_keras.heads import classifier
-from vit_keras.layers import TransformerBlock
+from vit_keras.layers import LayerNormalization, PatchEmbedding, PrefixTokens, TokenSlice, TransformerBlock
 from vit_keras.models import vit
 from vit_keras.pipelines.config import ExportConfig
 
@@ -108,6 +108,19 @@ def test_a_merged_token_counts_as_often_as_it_stands_for_others(name, rewrites):
     assert np.abs(found - plain).max() > 1e-2 * np.abs(plain).max()
 
 
+@pytest.mark.parametrize("rewrites", [list(REWRITES), []], ids=["all", "none"])
+@pytest.mark.parametrize(("read", "unmerged"), [((0, 1), False), ((0, 4), True), ((2, 5), True)])
+def test_patches_that_are_read_one_by_one_stand_where_they_stood(rewrites, read, unmerged):
+    inputs = keras.Input((24, 24, 3))
+    tokens = LayerNormalization()(classifier(vit(**SMALL, input_tensor=inputs), 5).get_layer("block_1").output)
+    model = randomise(keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Flatten()(TokenSlice(*read)(tokens)))))
+    x = pixels((8, 24, 24, 3))
+    lean = rewrite(model, rewrites, merge_tokens=0.4)
+    expected = with_replicas(model, 0.4, x)
+    assert np.abs(lean.predict(x, verbose=0) - expected).max() < 1e-4 * np.abs(expected).max()
+    assert any(isinstance(layer, TokenUnmerging) for layer in lean.layers) == unmerged
+
+
 def test_prompts_stand_for_themselves():
     model = vit_keras.adapt(with_pixels(MODELS["token"]), "prompt_deep", num_prompts=3)
     x = pixels()
@@ -178,6 +191,17 @@ def test_other_models_are_refused(tmp_path):
     for model in (foreign, single):
         with pytest.raises(ValueError, match="merge_tokens needs a model of one PatchEmbedding, at least 2 Transf"):
             to_tflite(model, tmp_path / "model.tflite", merge_tokens=0.2)
+
+
+@pytest.mark.parametrize("option", [{"merge_tokens": 0.2}, {"with_attention": True}])
+def test_tokens_that_join_between_blocks_are_refused(option):
+    inputs = keras.Input((24, 24, 3))
+    x = PrefixTokens()(TransformerBlock(2, 32)(PatchEmbedding(8, 16)(inputs)))
+    x = TokenSlice(0, 1)(LayerNormalization()(TransformerBlock(2, 32)(x)))
+    model = randomise(keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x))))
+    assert_same(model, rewrite(model), pixels())
+    with pytest.raises(ValueError, match=f"{next(iter(option))} needs a model of .* all on the same tokens"):
+        rewrite(model, **option)
 
 
 def test_a_run_leaves_out_integer_kinds():

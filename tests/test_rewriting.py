@@ -6,13 +6,14 @@ import pytest
 from harness import check_layer
 
 import vit_keras
-from vit_keras.export import Classifier, to_tflite
+from vit_keras.export import KINDS, Classifier, to_tflite
 from vit_keras.export.inference_layers import (
     InferenceAttention,
     InferenceMLP,
     InferenceNormalization,
     InferenceReadout,
 )
+from vit_keras.export.inference_pooling import InferencePooling
 from vit_keras.export.rewriting import REWRITES, check_rewrites, rewrite
 from vit_keras.export.sensitivity import relative_error
 from vit_keras.export.smoothing import smoothed_channels
@@ -20,9 +21,11 @@ from vit_keras.export.structure import Stream, as_flat, flatten
 from vit_keras.graph import flat_copy
 from vit_keras.heads import classifier
 from vit_keras.layers import (
+    AttentionPooling,
     LayerNormalization,
     PatchEmbedding,
     PrefixTokens,
+    PromptTokens,
     TokenRemoval,
     TokenSlice,
     TransformerBlock,
@@ -179,6 +182,29 @@ def test_the_last_block_needs_no_keys_and_values():
     assert isinstance(lean.get_layer("block_0_attention"), InferenceAttention)
     kernels = [product.kernel.shape for product in (readout.query, readout.key, readout.value, readout.out)]
     assert kernels == [(32, 32)] * 4
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "float32"])
+def test_attention_pooling_survives_every_kind(kind, tmp_path):
+    """LiteRT has no int16 kernel for a product whose left side is constant, as the pooling's query is."""
+    model, pictures = with_pixels(MODELS["attention"]), pixels((24, 24, 24, 3))
+    path = to_tflite(model, tmp_path / "model.tflite", kind, [pictures])
+    error = relative_error(Classifier(path).logits(pictures), model.predict(pictures, verbose=0))
+    assert error < {"float16": 0.002, "int16x8": 0.015, "int4": 0.3}.get(kind, 0.08)
+
+
+def test_attention_pooling_in_other_models_is_rewritten_too(pictures):
+    inputs = keras.Input((8, 8, 3))
+    pool = AttentionPooling(2, 32, name="pool")
+    tokens = keras.layers.Reshape((4, 32))(keras.layers.Conv2D(32, 4, 4)(inputs))
+    one, other = pool(tokens), pool(keras.layers.Dense(32)(tokens))
+    model = randomise(keras.Model(inputs, keras.layers.Dense(4)(one + other)))
+    assert_same(model, lean := rewrite(model), pictures)
+    assert isinstance(lean.get_layer("pool"), InferencePooling)
+    assert isinstance(rewrite(model, []).get_layer("pool"), AttentionPooling)
+    y, weights = AttentionPooling(2, 32, name="asked")(tokens, return_attention_scores=True)
+    both = randomise(keras.Model(inputs, keras.layers.Dense(4)(y + keras.layers.Dense(32)(weights[:, 1, 0]))))
+    assert_same(both, rewrite(both), pictures)
 
 
 def test_mixed_precision_becomes_float32():
@@ -403,6 +429,7 @@ def test_outliers_cost_less_when_smoothed(tmp_path, kind, share):
         (InferenceAttention(2, num_prompts=3), (2, 5, 8)),
         (InferenceReadout(2, num_queries=2, num_prompts=3), (2, 2, 8)),
         (InferenceMLP(12, approximate_gelu=True), (2, 5, 8)),
+        (InferencePooling(4, 12, approximate_gelu=True), (2, 8)),
     ],
 )
 def test_layers_for_prediction(layer, shape, tmp_path):
@@ -476,6 +503,18 @@ def test_tokens_that_join_behind_the_last_block_are_left_where_they_are(pictures
     model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(LayerNormalization()(late))))
     expected = model.predict(pictures, verbose=0)
     assert relative_error(expected, rewrite(model).predict(pictures, verbose=0)) < 1e-5
+
+
+@pytest.mark.parametrize("left_out", [None, "prefix"])
+@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+def test_prompts_may_stand_among_prefix_tokens(num_prefix, left_out, pictures):
+    inputs = keras.Input((8, 8, 3))
+    x = PrefixTokens(2, initializer="glorot_uniform")(PatchEmbedding(4, 16)(inputs))
+    x = PromptTokens(3, num_prefix)(x)
+    x = TransformerBlock(2, 32)(TransformerBlock(2, 32)(x))
+    x = keras.layers.Flatten()(LayerNormalization()(TokenRemoval(num_prefix, num_prefix + 3)(x)))
+    model = randomise(keras.Model(inputs, keras.layers.Dense(4)(x)))
+    assert_same(model, rewrite(model, [name for name in REWRITES if name != left_out]), pictures)
 
 
 def test_pruned_channels_are_not_smoothed_away(pictures):

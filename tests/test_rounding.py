@@ -11,6 +11,7 @@ from vit_keras.export.calibrate import observe
 from vit_keras.export.conversion import quantize
 from vit_keras.export.quantize import Kind, Rule
 from vit_keras.export.rounding import Gram, Rounding, compensated, dequantized, products
+from vit_keras.export.sensitivity import relative_error
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,20 @@ def test_products_of_very_many_inputs_are_left(pictures, tmp_path, monkeypatch):
     assert rounding.Rounding(content)._grams
     monkeypatch.setattr(rounding, "MOST_INPUTS", 100)
     assert not rounding.Rounding(content)._grams
+
+
+@pytest.mark.parametrize("kind", ["static_int8", "full_int8", "int16x8"])
+@pytest.mark.parametrize("share", [0, 1e-6])
+def test_channels_of_tiny_weights_keep_their_bias(model, pictures, share, kind, tmp_path):
+    """A bias is an int32 in steps of its channel's scale: pruned channels have next to none."""
+    pruned = keras.models.clone_model(model)
+    pruned.set_weights(model.get_weights())
+    for name in ("block_0", "block_1"):
+        for product in (pruned.get_layer(name).mlp.expand, pruned.get_layer(name).mlp.contract):
+            kernel, bias = product.get_weights()
+            kernel[:, ::3] *= share
+            bias[::3] += 1
+            product.set_weights([kernel, bias])
+    exact = pruned.predict(pictures, verbose=0)
+    path = to_tflite(pruned, tmp_path / "m.tflite", kind, [pictures])
+    assert relative_error(Classifier(path).logits(pictures), exact) < 0.03

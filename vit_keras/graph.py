@@ -1,6 +1,6 @@
 """Walking through a functional model, nested ones included, and copying it, into a flat one or without its softmax."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,9 +19,14 @@ def as_functional(model: keras.Model) -> keras.Model:
     """Returns a model itself if it is functional, else a functional one of its name that calls it.
 
     Raises:
-        ValueError: it is of a class of its own, and was not built on one batch of pictures yet.
+        ValueError: it was not built yet, or is of a class of its own and was not built on one batch of pictures.
     """
     if is_functional(model):
+        if not model.built:
+            raise ValueError(
+                "model must know what it takes: build it, or give it keras.Input((H, W, 3)) as its first layer. "
+                f"Received: model={model.name!r}, which is not built"
+            )
         return model
     if isinstance(model, (keras.Sequential, keras.src.models.Functional)) and len(model.inputs or ()) == 1:
         shapes = [tuple(model.inputs[0].shape)]
@@ -120,14 +125,95 @@ def _in_float32(config: Any) -> Any:
     return [_in_float32(value) for value in config] if isinstance(config, list) else config
 
 
+class Copies:
+    """Calls float32 copies in place of what a model calls: one of each layer and operation, under a name of its own.
+
+    The given model stays as it is, and keeps nothing of the copy alive. What cannot be made a second time, as a model
+    of a class of its own, is called itself, in float32.
+
+    Args:
+        make: Makes the copy of a layer, under a name.
+        fill: Called as `fill(copy, layer)` once the copy is built; gives it its weights.
+        visit: Called as `visit(copy, *args, **kwargs)` with each copied layer and what it is given; returns what takes
+            the place of its output. Calls the layer if `None`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Any, str], keras.layers.Layer] = float32_copy,
+        fill: Callable[[Any, Any], None] = take_weights,
+        visit: Callable[..., Any] | None = None,
+    ) -> None:
+        self._make = make
+        self._fill = fill
+        self._visit = visit or (lambda copy, *args, **kwargs: copy(*args, **kwargs))
+        self._copies: dict[int, Any] = {}
+        self._names = {"images"}  # What the input of a copy is called.
+
+    def __call__(self, layer, *args, **kwargs):
+        """Returns what the copy of a layer gives; of a functional model, what the copies of its layers give."""
+        if is_functional(layer):
+            return inline(layer, given(args, kwargs), self)
+        fresh = id(layer) not in self._copies
+        if fresh:
+            self._copies[id(layer)] = self._copy(layer, self._name(layer.name))
+        copy = self._copies[id(layer)]
+        if not isinstance(layer, keras.layers.Layer):
+            return copy(*args, **kwargs)
+        output = self._visit(copy, *args, **kwargs)
+        if fresh and not isinstance(copy, _Itself):
+            self._fill(copy, layer)
+        return output
+
+    def _copy(self, layer, name: str):
+        if isinstance(layer, keras.Model):
+            return _Itself(layer, name)
+        try:
+            if isinstance(layer, keras.layers.Layer):
+                return self._make(layer, name)
+            config = layer.get_config()
+            return type(layer).from_config({**config, "name": name} if "name" in config else config)
+        except (TypeError, NotImplementedError):  # Its configuration does not say how it is made.
+            return _Itself(layer, name)
+
+    def _name(self, name: str) -> str:
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        return name
+
+
+class _Itself(keras.layers.Layer):
+    """Calls a layer in float32, whatever its policy, from a graph that the layer is not told of."""
+
+    def __init__(self, layer: Any, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.layer = layer
+        self._parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
+
+    def call(self, *args, **kwargs):
+        policies = [(part, part.dtype_policy) for part in self._parts]
+        try:
+            for part, _ in policies:
+                part.dtype_policy = "float32"
+            return self.layer(*args, **kwargs)
+        finally:
+            for part, policy in policies:
+                part.dtype_policy = policy
+
+
+def given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Returns what a layer is called on, by position or by name."""
+    return next(iter((*args, *kwargs.values())))
+
+
 @precision("float32")
 def flat_copy(model: keras.Model, visit: Callable[..., Any] | None = None) -> tuple[keras.KerasTensor, Any]:
     """Copies a model, layer by layer, into one flat float32 graph with the same weights.
 
     Args:
         model: A functional or sequential model of one input; nested ones are laid flat.
-        visit: Called as `visit(copy, *args, **kwargs)` with each copied layer and what it is given; returns what takes
-            the place of its output. Calls the layer if `None`.
+        visit: As in `Copies`.
 
     Returns:
         The input and the output of the copy.
@@ -140,26 +226,5 @@ def flat_copy(model: keras.Model, visit: Callable[..., Any] | None = None) -> tu
             "model must be functional or sequential, of one input: of others the order of the layers is not known. "
             f"Received: model={getattr(model, 'name', model)!r}, a {type(model).__name__}"
         )
-    copies: dict[int, keras.layers.Layer] = {}
-    names: set[str] = set()
-
-    def call(layer, *args, **kwargs):
-        if is_functional(layer):
-            return inline(layer, args[0] if args else kwargs["inputs"], call)
-        if not isinstance(layer, keras.layers.Layer):
-            return layer(*args, **kwargs)
-        fresh = id(layer) not in copies
-        if fresh:
-            name = layer.name
-            while name in names:
-                name += "_"
-            names.add(name)
-            copies[id(layer)] = float32_copy(layer, name)
-        copy = copies[id(layer)]
-        output = visit(copy, *args, **kwargs) if visit else copy(*args, **kwargs)
-        if fresh:
-            take_weights(copy, layer)
-        return output
-
     inputs = keras.Input(batch_shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name="images")
-    return inputs, inline(model, inputs, call)
+    return inputs, inline(model, inputs, Copies(visit=visit))

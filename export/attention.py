@@ -37,8 +37,11 @@ def read_grids(content: bytes) -> tuple[tuple[int, int], ...]:
             continue
         try:
             grids = json.loads(bytes(model.Buffers(entry.Buffer()).DataAsNumpy()))["grids"]
-            return tuple((int(height), int(width)) for height, width in grids)
-        except (TypeError, ValueError, KeyError) as error:
+            found = tuple((int(height), int(width)) for height, width in grids)
+            if not found or min(map(min, found)) < 1:
+                raise ValueError(f"{grids} are no heights and widths")
+            return found
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ValueError(f"{ENTRY} must hold the grids of the file's graphs. Received: {error}") from error
     return ()
 
@@ -53,17 +56,23 @@ def rollout(rows: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     Returns:
         `(n, height, width)`, each map scaled to a sum of 1.
 
+    Raises:
+        ValueError: rows of another grid.
+
     Reference:
         Abnar, Zuidema, "Quantifying Attention Flow in Transformers" (arXiv:2005.00928), section 3: of every block
         0.5 A + 0.5 I, for its residual connection.
     """
-    rows = np.asarray(rows, "float64")
+    rows, (height, width) = np.asarray(rows, "float64"), grid
+    if height * width > rows.shape[2]:
+        raise ValueError(
+            f"grid must have no more patches than there are tokens, {rows.shape[2]}. Received: grid={height}x{width}"
+        )
     row, rows = rows[:, :1], rows[:, 1:]  # (n, 1, N), (n, R, N)
     count = rows.shape[2]
     for start in reversed(range(0, rows.shape[1], count)):
         block = rows[:, start : start + count]  # (n, Q, N)
         block = block / np.maximum(block.sum(axis=2, keepdims=True), 1e-12)
         row = 0.5 * row + 0.5 * row[..., : block.shape[1]] @ block
-    height, width = grid
     maps = row[:, 0, count - height * width :].reshape(-1, height, width)
     return maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), 1e-12)

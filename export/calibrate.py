@@ -1,6 +1,5 @@
 """What the quantisers need to know of real data: sample pictures, and the range of every tensor on them."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,8 +8,10 @@ from itertools import chain
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from .inspection import all_threads
 from .interpreter import Classifier
-from .packing import check_model
+from .packing import check_model, results_of
+from .quantize import layer_of
 
 
 def sample(batches: Iterable[np.ndarray], image_size: tuple[int, int], limit: int = 200) -> np.ndarray:
@@ -121,6 +122,10 @@ class Observed:
         return least_error(self.sample, *self._whole) if self.sample.size else self._whole
 
 
+class NotFiniteError(ValueError):
+    """A model whose activations have no range."""
+
+
 def observe(
     float32: bytes,
     batches: Iterable[np.ndarray],
@@ -138,9 +143,12 @@ def observe(
 
     Returns:
         Tensor name to what was observed.
+
+    Raises:
+        NotFiniteError: an activation is no number, or infinite.
     """
     symmetric = second_operands(float32)
-    classifier = Classifier(float32, os.cpu_count() or 1, keep_tensors=True)
+    classifier = Classifier(float32, all_threads(), keep_tensors=True)
     ends: dict[str, tuple[float, float]] = {}
     ranks: dict[str, int] = {}
     samples: dict[str, list[np.ndarray]] = {}
@@ -151,10 +159,16 @@ def observe(
             if see is not None:
                 see(name, values)
             low, high = ends.get(name, (np.inf, -np.inf))
-            ends[name] = min(low, values.min()), max(high, values.max())
+            ends[name] = np.minimum(low, values.min()), np.maximum(high, values.max())
             ranks[name] = values.ndim
             if sampled and name != classifier.input_name:
                 samples.setdefault(name, []).append(_drawn(values.ravel(), _SAMPLE * len(batch), number))
+    for name in (result for _, results in results_of(float32) for result in results):
+        if not np.isfinite(ends.get(name, ())).all():
+            raise NotFiniteError(
+                f"{layer_of(name)} gives infinity or NaN on the calibration pictures, in TensorFlow Lite's float32 "
+                "arithmetic: no integers stand for that."
+            )
     observed = {}
     for name, low_high in ends.items():
         low, high = (np.full((1,) * ranks[name], end, "float32") for end in low_high)

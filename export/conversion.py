@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from .calibrate import RANGES, Observed, observe
+from .calibrate import RANGES, NotFiniteError, Observed, observe
 from .files import replacing
+from .inspection import all_threads, ending
 from .interpreter import Classifier
 from .metadata import with_metadata
 from .packing import merged, result_name, results_of, with_named_logits, with_scores_first
@@ -53,7 +54,7 @@ class Converter:
         file = saved_model.with_suffix(".tflite")
         self._process.communicate(f"{saved_model}\n{file}\n")
         if code := self._process.returncode:
-            sys.exit(f"TensorFlow's converter ended with code {code}")
+            sys.exit(f"TensorFlow's converter ended with {ending(code)}")
         content = file.read_bytes()
         file.unlink()
         return content
@@ -91,7 +92,8 @@ def main(job: Path, converter: Converter) -> None:
             ]
         if broken := list(dict.fromkeys(map(layer_of, kind.broken_blocks(own.rows)))):
             remarks.append(f"{name} has int8 weights in {_some(broken)}: their rows do not divide into whole blocks.")
-        content = with_metadata(content, description["labels"], description["name"], kind.summary, description["grids"])
+        told = {part: description[part] for part in ("labels", "name", "grids", "output")}
+        content = with_metadata(content, **told, description=kind.summary)
         with replacing(target) as temporary:
             temporary.write_bytes(content)
     errors = {}
@@ -99,7 +101,10 @@ def main(job: Path, converter: Converter) -> None:
         kind = own.settled(_as_told(name, description), pictures)
         found = layer_errors(own.float32, kind, pictures[:SENSITIVITY_PICTURES], own.make)
         errors[name] = [dataclasses.asdict(error) for error in found]
-    found = {"relaxations": results, "errors": errors, "ranges": ranges, "remarks": remarks}
+    _tell(job, {"relaxations": results, "errors": errors, "ranges": ranges, "remarks": remarks})
+
+
+def _tell(job: Path, found: dict[str, Any]) -> None:
     (job / "results.json").write_text(json.dumps(found))
 
 
@@ -175,7 +180,7 @@ class Graph:
         pictures = pictures[:RANGES_PICTURES]
 
         def scores(content: bytes) -> np.ndarray:
-            return Classifier(content, os.cpu_count() or 1).logits(pictures)
+            return Classifier(content, all_threads()).logits(pictures)
 
         exact = scores(self.float32) if self.scores is None else self.scores[: len(pictures)]
         candidates = [dataclasses.replace(kind, ranges=name) for name in RANGES if name != "closest"]
@@ -329,4 +334,7 @@ def _batches(pictures: np.ndarray, size: int) -> Iterator[np.ndarray]:
 if __name__ == "__main__":
     waiting = Converter()
     if folder := sys.stdin.readline().rstrip("\n"):  # Nothing comes from a caller that has failed.
-        main(Path(folder), waiting)
+        try:
+            main(Path(folder), waiting)
+        except NotFiniteError as error:
+            _tell(Path(folder), {"refused": str(error)})

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ALMOST_FULL = 2**16
 """A disk with fewer free bytes is taken to be the reason of a failed write."""
@@ -13,6 +14,9 @@ ALMOST_FULL = 2**16
 
 PARTIAL = ".partial."
 """How the name of what is not whole yet begins."""
+_ASIDE = f"{PARTIAL}replaced"
+_ABSENT = ".absent"
+"""How the name of what was not there before ends, where what was there is kept."""
 
 
 @contextmanager
@@ -27,48 +31,125 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(PARTIAL + path.name)
     remove(temporary)
     try:
-        yield temporary
-        if temporary.is_dir():
-            remove(path)
-        temporary.replace(path)
-    except Exception as error:
-        if free_bytes(path.parent) < ALMOST_FULL:  # Writers say so in many ways: OSError, RuntimeError, their own.
-            raise disk_full(path) from error
-        raise
+        with saying_what_is_full(path):
+            yield temporary
+            if temporary.is_dir():
+                remove(path)
+            temporary.replace(path)
     finally:
         remove(temporary)
 
 
 @contextmanager
-def set_aside(place: str | Path, paths: Iterable[str | Path], kept: Iterable[str | Path] = ()) -> Iterator[None]:
-    """Takes files and folders of different names out of the way of new ones, and brings them back on an error.
+def saying_what_is_full(path: str | Path) -> Iterator[None]:
+    """Raises the error of a full disk in place of one that comes of it: writers have many ways to say so.
 
     Args:
-        place: A folder on the same disk for what was there; removed when the block ends.
-        paths: What the block makes anew.
-        kept: Files that the block changes, and that are as they were after an error.
+        path: What is written.
     """
-    place = Path(place)
-    remove(place)
-    place.mkdir(parents=True)
-    paths, kept = ([Path(path) for path in given] for given in (paths, kept))
-    there = [path for path in (*paths, *kept) if path.exists()]
     try:
-        for path in there:
-            if path in kept:
-                shutil.copy2(path, place / path.name)
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename:
+            raise
+        if free_bytes(Path(path).parent) < ALMOST_FULL or os.strerror(errno.ENOSPC) in str(error):
+            raise disk_full(path) from error
+        raise
+
+
+@contextmanager
+def set_aside(folder: str | Path, names: Iterable[str], kept: Iterable[str] = ()) -> Iterator[None]:
+    """Takes what lies in a folder out of the way of what is new there, and brings it back on an error.
+
+    What a killed program has set aside, the next one brings back: see `bring_back`.
+
+    Args:
+        folder: The folder.
+        names: What the block makes anew in it, files or folders.
+        kept: Files in it that the block changes, and that are as they were after an error.
+    """
+    folder, kept = Path(folder), set(kept)
+    bring_back(folder)
+    place, is_new = folder / _ASIDE, not folder.exists()
+    place.mkdir(parents=True)
+    try:
+        for name in (*names, *kept):
+            if not (folder / name).exists():
+                (place / f"{name}{_ABSENT}").touch()
+            elif name in kept:
+                with replacing(place / name) as temporary:
+                    shutil.copy2(folder / name, temporary)
             else:
-                path.replace(place / path.name)
+                (folder / name).replace(place / name)
         yield
     except BaseException:
-        for path in (*paths, *kept):
-            if (place / path.name).exists() or path not in there:
-                remove(path)
-            if (place / path.name).exists():
-                (place / path.name).replace(path)
+        bring_back(folder)
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
         raise
-    finally:
-        remove(place)
+    # In one step: what was replaced must not come back because the program was killed while it was removed.
+    done = place.with_name(f"{_ASIDE}.done")
+    remove(done)
+    place.replace(done)
+    remove(done)
+
+
+def bring_back(folder: str | Path) -> None:
+    """Brings back what `set_aside` has taken out of the way in a folder, if the program was killed then."""
+    folder = Path(folder)
+    place = folder / _ASIDE
+    for path in sorted(place.iterdir()) if place.is_dir() else ():
+        if path.name.startswith(PARTIAL):
+            continue
+        remove(folder / path.name.removesuffix(_ABSENT))
+        if not path.name.endswith(_ABSENT):
+            path.replace(folder / path.name)
+    remove(place)
+
+
+@contextmanager
+def alone(folder: str | Path, doing: str) -> Iterator[None]:
+    """Keeps other programs out of a folder while one works there; one that is killed leaves no lock.
+
+    Args:
+        folder: The folder; it is made, and removed again if it is left empty.
+        doing: What is done there, for the error: "export".
+
+    Raises:
+        FileExistsError: another program does so.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{PARTIAL}lock"
+    with lock.open("w") as file:
+        if not _lock(file):
+            raise FileExistsError(f"Another {doing} is running in {folder}.")
+        try:
+            yield
+        finally:
+            remove(lock)
+            for path in made:
+                if not any(path.iterdir()):
+                    path.rmdir()
+
+
+def _lock(file: IO[str]) -> bool:
+    """Locks an open file for this process, where the system can; whether that went well."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock.
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there for good: what a killed program has left behind while it wrote is not."""
+    return not path.name.startswith(PARTIAL)
 
 
 def free_bytes(path: str | Path) -> int:

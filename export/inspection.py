@@ -23,6 +23,26 @@ ADDRESS_SPACE = 4 * 2**30
 """Bytes of address space that a child may use besides 16 times the file's size."""
 
 
+MOST_THREADS = 64
+"""Threads of an interpreter: with many thousands, LiteRT ends the process."""
+
+
+def check_threads(threads: int, name: str = "threads") -> None:
+    """Refuses a number of threads that an interpreter cannot have.
+
+    Args:
+        threads: The number.
+        name: What it is called, for the error.
+    """
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"{name} must be 1 to {MOST_THREADS}. Received: {name}={threads}")
+
+
+def all_threads() -> int:
+    """Returns as many threads as there are cores, or as an interpreter can have."""
+    return min(os.cpu_count() or 1, MOST_THREADS)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of a file in a process of its own.
@@ -52,8 +72,10 @@ def try_file(path: str | Path, threads: int = 1, seconds: float = RUN_SECONDS) -
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, cannot be run, ended the process, or passed the bounds on memory or time.
+        ValueError: `threads` outside 1 to 64, or the file is damaged, cannot be run, ended the process, or passed the
+            bounds on memory or time.
     """
+    check_threads(threads)
     return Run(**_child("run", path, threads, seconds)["run"])
 
 
@@ -73,7 +95,7 @@ def _child(task: str, path: str | Path, threads: int, seconds: float) -> dict[st
         why = result.stderr.decode(errors="replace").strip().splitlines()
         raise ValueError(
             f"{path} is damaged, or needs more memory than there is: the process that {_PAST[task]} it ended with "
-            f"{_ending(result.returncode)}{': ' + printable(why[-1])[:300] if why else ''}"
+            f"{ending(result.returncode)}{': ' + printable(why[-1])[:300] if why else ''}"
         )
     if "error" in answer:
         raise ValueError(answer["error"])
@@ -92,7 +114,8 @@ def _answer(output: bytes) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) and len(answer) == 1 else None
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """Says how a child process has ended, by the code that Python gives of it: "SIGKILL" or "code 1"."""
     try:
         return signal.Signals(-code).name if code < 0 else f"code {code}"
     except ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .inspection import check_threads
 from .packing import with_all_results
 from .quantize import layer_of
 
@@ -17,7 +18,7 @@ class Classifier:
 
     Args:
         path: The `.tflite` file, or its content.
-        num_threads: Threads of the interpreter; 1 gives comparable times.
+        num_threads: Threads of the interpreter, 1 to 64; 1 gives comparable times.
         keep_tensors: Whether `tensors` can be called after a run.
         image_size: Height and width of the pictures, for a file with a signature for each of several sizes; the first
             signature's if `None`. What is told of operators and tensors is always the first's.
@@ -25,7 +26,7 @@ class Classifier:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no TensorFlow Lite model, not from a picture to class scores, or not for pictures of
-            this size.
+            this size; or another number of threads.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Classifier:
     ) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
+        check_threads(num_threads, "num_threads")
         if not isinstance(path, bytes) and not Path(path).is_file():
             raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
         source = {"model_content": path} if isinstance(path, bytes) else {"model_path": str(path)}

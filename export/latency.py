@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .inspection import try_file
+from .inspection import check_threads, try_file
 from .interpreter import Classifier
 
 
@@ -33,7 +33,7 @@ def measure_latency(
         files: Name to TensorFlow Lite file.
         picture: One picture, `(H, W, 3)`, with pixels 0 to 255; without one, every file gets noise of its own size.
             Its size chooses the signature of files that have several.
-        threads: Threads of the interpreter.
+        threads: Threads of the interpreter, 1 to 64.
         rounds: How often every file has its turn, >= 1.
         seconds: Length of a turn; at least one call is made in it.
 
@@ -77,17 +77,16 @@ def benchmark(files: Sequence[str | Path], threads: int = 1) -> list[Benchmark]:
 
     Args:
         files: TensorFlow Lite files from pictures to class scores, each once.
-        threads: Threads of the interpreter, >= 1.
+        threads: Threads of the interpreter, 1 to 64.
 
     Returns:
         One result per file, in their order.
 
     Raises:
         FileNotFoundError: a file that is not there.
-        ValueError: a file that is damaged, that cannot be run, or is no classifier of pictures.
+        ValueError: another number of threads, or a file that is damaged, cannot be run, or is no classifier.
     """
-    if threads < 1:
-        raise ValueError(f"threads must be >= 1. Received: threads={threads}")
+    check_threads(threads)
     paths = [Path(file) for file in files]
     runs = {str(path): try_file(path, threads) for path in paths}
     latencies = measure_latency({str(path): path for path in paths}, threads=threads)

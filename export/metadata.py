@@ -51,12 +51,20 @@ _NO_LETTERS = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, surrogates, line and paragraph separators."""
 
 
+OUTPUTS: dict[str, str] = {
+    "logits": "One score per class; softmax turns them into probabilities.",
+    "probabilities": "The probability of each class.",
+}
+"""What a classifier's scores are, and how its metadata says so."""
+
+
 def with_metadata(
     content: bytes,
     labels: Iterable[str] | None = None,
     name: str = "classifier",
     description: str = "",
     grids: Sequence[tuple[int, int]] = (),
+    output: str = "logits",
 ) -> bytes:
     """Adds standard metadata to a classifier's TensorFlow Lite file.
 
@@ -71,13 +79,17 @@ def with_metadata(
         name: Name of the model.
         description: What the model does.
         grids: Of a file that gives its attention, height and width in patches for each graph.
+        output: What the scores are, a name in `OUTPUTS`.
 
     Returns:
         The new content.
 
     Raises:
-        ValueError: content that is no such file or has metadata, or labels that do not fit; see `check_labels`.
+        ValueError: content that is no such file or has metadata, labels that do not fit (see `check_labels`), or an
+            unknown output.
     """
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}. Received: output={output!r}")
     model = check_model(content)
     graph = model.Subgraphs(0)
     if graph.InputsLength() != 1 or graph.OutputsLength() != 1 + bool(grids):
@@ -88,9 +100,11 @@ def with_metadata(
     if grids:
         content = b"".join(with_entry(content, attention.ENTRY, attention.entry_of(grids)))
     if labels is not None:
-        output = graph.Tensors(graph.Outputs(0))
-        labels = check_labels(labels, output.Shape(output.ShapeLength() - 1))
-    parts = with_entry(content, "TFLITE_METADATA", _metadata(name, description, labels is not None, bool(grids)))
+        scores = graph.Tensors(graph.Outputs(0))
+        labels = check_labels(labels, scores.Shape(scores.ShapeLength() - 1))
+    parts = with_entry(
+        content, "TFLITE_METADATA", _metadata(name, description, output, labels is not None, bool(grids))
+    )
     if labels is not None:
         parts.append(_archive("\n".join(labels) + "\n", sum(len(part) for part in parts)))
     return b"".join(parts)
@@ -193,7 +207,7 @@ class _Tail(io.BytesIO):
 # The metadata's own flatbuffer
 
 
-def _metadata(name: str, description: str, has_labels: bool, has_attention: bool) -> bytes:
+def _metadata(name: str, description: str, output: str, has_labels: bool, has_attention: bool) -> bytes:
     normalization = _table("NormalizationOptions", mean=[0.0], std=[1.0])
     images = _table(
         "TensorMetadata",
@@ -208,10 +222,10 @@ def _metadata(name: str, description: str, has_labels: bool, has_attention: bool
         stats=_table("Stats", max=[255.0], min=[0.0]),
     )
     labels = _table("AssociatedFile", name=LABELS_FILE, description="Class names.", type=_TENSOR_AXIS_LABELS)
-    logits = _table(
+    scores = _table(
         "TensorMetadata",
-        name="logits",
-        description="One score per class; softmax turns them into probabilities.",
+        name=output,
+        description=OUTPUTS[output],
         content=_table("Content", content_properties_type=_FEATURE, content_properties=_table("FeatureProperties")),
         **({"associated_files": [labels]} if has_labels else {}),
     )
@@ -221,7 +235,7 @@ def _metadata(name: str, description: str, has_labels: bool, has_attention: bool
         description="Rows of attention weights: of what is pooled, then of all blocks.",
         content=_table("Content", content_properties_type=_FEATURE, content_properties=_table("FeatureProperties")),
     )
-    outputs = [logits, rows] if has_attention else [logits]
+    outputs = [scores, rows] if has_attention else [scores]
     model = _table(
         "ModelMetadata",
         name=name,

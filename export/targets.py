@@ -63,7 +63,7 @@ TARGETS: dict[str, Target] = {
             "npu",
             "NPUs and DSPs of phones (NNAPI, Hexagon, QNN)",
             "full_int8",
-            "most NPUs run integers only, and one float operator sends the tensors back to the CPU",
+            "integers are what every NPU computes; which chips take float operators too, no source of the rules says",
             ("nnapi", "qnn"),
         ),
         Target(

@@ -21,9 +21,10 @@ from vit_keras.graph import as_classifier
 from .attention import OUTPUT as ATTENTION_OUTPUT
 from .attention_rows import patch_grid
 from .calibrate import RANGES, sample
-from .files import disk_full, refuse_existing
+from .files import disk_full, refuse_existing, saying_what_is_full
 from .framing import check_image_sizes
-from .metadata import check_labels
+from .inspection import ending
+from .metadata import OUTPUTS, check_labels
 from .quantize import KINDS, ROUNDINGS, check_kinds, check_merging
 from .rewriting import REWRITES, at_size, check_rewrites, rewrite
 from .saved_model import quiet_tensorflow
@@ -80,7 +81,7 @@ class FileOptions:
                 raise ValueError(f"{name} must be >= 1. Received: {name}={getattr(self, name)}")
         object.__setattr__(self, "rewrites", check_rewrites(self.rewrites))
         object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
-        known_names = {"rounding": ROUNDINGS, "ranges": RANGES, "output": ("logits", "probabilities")}
+        known_names = {"rounding": ROUNDINGS, "ranges": RANGES, "output": OUTPUTS}
         for name, known in known_names.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}")
@@ -124,8 +125,10 @@ def to_tflite(
     Raises:
         ValueError: an unknown kind, a calibrated kind without pictures, pictures that do not fit the model, labels
             that do not, or `with_attention` for a model that has none.
-        FileExistsError: the file exists and `overwrite` is false.
-        RuntimeError: the conversion failed; the message holds the end of the converter's output.
+        FileExistsError: the file exists and `overwrite` is false, or is a folder.
+        ChildProcessError: the conversion failed; the message holds the last lines that the converter printed, a
+            note of the error some more.
+        OSError: there is no room for the file, or for the temporary ones.
     """
     return to_tflite_files(model, {kind: path}, calibration, overwrite, **options)[kind]
 
@@ -218,7 +221,11 @@ def _convert(
     """Checks the arguments, and lets the child process write the files; returns the content of its results."""
     model = as_classifier(model)
     kinds = check_kinds((*paths, *sensitivity))
-    targets = {kind: refuse_existing(paths[kind], overwrite) for kind in kinds if kind in paths}
+    targets = {kind: _target(paths[kind], overwrite) for kind in kinds if kind in paths}
+    if len({path.resolve() for path in targets.values()}) < len(targets):
+        raise ValueError(
+            f"paths must give each kind a file of its own. Received: {', '.join(map(str, paths.values()))}"
+        )
     labels = None if options.labels is None else check_labels(options.labels, model.output_shape[-1])
     options.check_for(kinds)
     calibrated = [kind for kind in kinds if KINDS[kind].calibrated or kind in sensitivity]
@@ -226,7 +233,7 @@ def _convert(
     if calibrated and calibration is None:
         raise ValueError(f"calibration must be given for {', '.join(calibrated)}. Received: calibration=None")
     _refuse_lambdas(model)
-    with tempfile.TemporaryDirectory(prefix="vit_keras_") as job, _start_child() as child:
+    with tempfile.TemporaryDirectory(prefix="vit_keras_") as job, _start_child() as child, saying_what_is_full(job):
         pictures = None
         if (calibrated or rounded) and calibration is not None:
             pictures = sample(calibration, model.input_shape[1:3], options.calibration_pictures)
@@ -239,6 +246,7 @@ def _convert(
             "rounding": options.rounding,
             "ranges": options.ranges,
             "input_dtype": options.input_dtype,
+            "output": options.output,
             "max_drop": dict(max_drop or {}),
             "sensitivity": list(sensitivity),
             "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
@@ -263,10 +271,20 @@ def _convert(
         gc.collect()  # A Keras model refers to itself: the rewritten one, as large as the first, would stay.
         _run(child, job)
         results = json.loads(Path(job, "results.json").read_text())
+    if "refused" in results:
+        raise ValueError(f"model cannot be quantised: {results['refused']} Received: model={model.name!r}")
     logger.debug("Ranges: %s", results["ranges"])
     for remark in results["remarks"]:
         logger.warning(remark)
     return results
+
+
+def _target(path: str | Path, overwrite: bool) -> Path:
+    """Returns the path of a file that may be written."""
+    path = refuse_existing(path, overwrite)
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; choose another name for the file.")
+    return path
 
 
 def _refuse_inexact(model: keras.Model, lean: keras.Model, pictures: np.ndarray | None, options: FileOptions) -> None:
@@ -349,4 +367,9 @@ def _run(child: subprocess.Popen[str], job: str) -> None:
     if child.returncode:
         if os.strerror(errno.ENOSPC) in printed:
             raise disk_full(next(iter(json.loads(Path(job, "job.json").read_text())["targets"].values()), job))
-        raise RuntimeError(f"Conversion ended with code {child.returncode}:\n{printed[-2000:]}")
+        message = f"Conversion ended with {ending(child.returncode)}"
+        if child.returncode > 0 and printed.strip():  # A signal comes unannounced.
+            message += ": " + "; ".join(printed.strip().splitlines()[-2:])
+        error = ChildProcessError(message)
+        error.add_note(printed[-2000:])
+        raise error

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_keras.export.framing import Framing, check_image_sizes
+from vit_keras.export.inspection import check_threads
 from vit_keras.export.platforms import check_bundles, chosen_platforms
 from vit_keras.export.quantize import DEFAULT_KINDS, KINDS, check_kinds, check_merging
 from vit_keras.export.targets import kinds_for
@@ -83,7 +84,8 @@ class ExportConfig:
         targets: Places where the files shall run, as cpu,gpu, or all: the kind that suits each is made.
         max_drop: Points of accuracy that a file may lose on the validation pictures, >= 0: layers are computed more
             finely until it does not. No limit if not given.
-        integer_only: Whether only kinds without any float operator are made.
+        integer_only: Whether only kinds without any float operator are made; a file that has one all the same, for want
+            of an integer kernel, is refused.
         sensitivity: Whether the report shows what quantising does to each layer; takes a conversion per layer.
         image_sizes: Further picture sizes that every file takes, as [160, [192, 256]]: a signature for each.
         bundles: Phones to write a folder for an app for, as android,ios: static_int8 if that is made, else the first
@@ -95,7 +97,7 @@ class ExportConfig:
         saved_model: Whether a SavedModel is written too.
         calibration_pictures: Training pictures that the ranges of integer tensors are measured on, >= 1.
         validation_pictures: Most validation pictures that a file is held to max_drop on, >= 1.
-        threads: Threads of the interpreter while latency is measured, >= 1.
+        threads: Threads of the interpreter while latency is measured, 1 to 64.
     """
 
     kinds: str | tuple[str, ...] = ()
@@ -119,8 +121,9 @@ class ExportConfig:
         kinds = check_kinds([*kinds, *kinds_for(targets)])
         check_merging(self.merge_tokens, kinds, self.with_attention)
         if self.integer_only:
-            kinds = tuple(kind for kind in kinds if KINDS[kind].integer_only)
-            require(bool(kinds), "export.kinds", "integer-only with export.integer_only", self.kinds)
+            floats, kinds = kinds, tuple(kind for kind in kinds if KINDS[kind].integer_only)
+            integers = " or ".join(kind.name for kind in KINDS.values() if kind.integer_only)
+            require(bool(kinds), "export.kinds", f"{integers} with export.integer_only", ",".join(floats))
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "targets", tuple(targets))
         object.__setattr__(self, "image_sizes", check_image_sizes(self.image_sizes))
@@ -130,7 +133,7 @@ class ExportConfig:
         require(drop is None or 0 <= drop <= 100, "export.max_drop", "0 to 100 points", drop)
         require(self.validation_pictures >= 1, "export.validation_pictures", ">= 1", self.validation_pictures)
         require(self.calibration_pictures >= 1, "export.calibration_pictures", ">= 1", self.calibration_pictures)
-        require(self.threads >= 1, "export.threads", "a number >= 1", self.threads)
+        check_threads(self.threads, "export.threads")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vit_keras.export.flatbuffer import printable
 
-from .report import attention_cells, proof_cells
+from .report import attention_cells, proof_cells, sensitivity_rows
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def proof(report: dict[str, Any], folder: str | Path) -> None:
     title = f"Keras model: {keras_model['accuracy']:.2%} on {data['test']:,} test pictures of {data['name']}"
     _print_table(title, rows)
     _print_table(None, [attention_cells(row) for row in report["attention"]])
+    _print_table("Relative errors of each layer, quantised", sensitivity_rows(report["sensitivity"]))
     own = [artefact for artefact in report["artefacts"] if artefact["image_size"] == image_size]
     for artefact in own:
         if artefact["relaxation"]:
@@ -88,6 +89,8 @@ def proof(report: dict[str, Any], folder: str | Path) -> None:
     if len(within) > 1:
         print(f"Fastest within the limit, here: {min(within, key=lambda a: a['latency_ms']['p50'])['kind']}")
     page = Path(folder) / "report.html"
+    if report["sensitivity"]:
+        print(f"Sensitivity: {RunFolder(folder).sensitivity_plot}")
     print(f"Report: {page if page.exists() else page.with_suffix('.json')}")
 
 

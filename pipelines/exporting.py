@@ -5,7 +5,7 @@ import filecmp
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
     Raises:
         FileExistsError: a file is there that was made of another model or with other settings, or a bundle that holds
             another file.
-        ValueError: the files shall give their attention, and the model has none.
+        ValueError: the files shall give their attention, and the model has none; or they shall be integer throughout,
+            and cannot.
     """
     if config.with_attention:
         check_chain(model, "with_attention")
@@ -101,6 +102,8 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
 
     missing = {kind: file for kind in config.kinds if not (file := folder.tflite_file(kind)).exists()}
     convert(missing, False)
+    if config.integer_only:
+        _refuse_floats({kind: folder.tflite_file(kind) for kind in config.kinds}, missing)
     if config.with_attention:  # Of a kind that was refused there is no file.
         made = [kind for kind in config.kinds if folder.tflite_file(kind).exists()]
         convert({kind: file for kind in made if not (file := folder.attention_file(kind)).exists()}, True)
@@ -116,6 +119,21 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         known.update({kind: [dataclasses.asdict(error) for error in found] for kind, found in errors.items()})
         folder.write_json(folder.sensitivity, known)
     _write_bundles(folder, config, data.test.framing)
+
+
+def _refuse_floats(files: Mapping[str, Path], new: Iterable[str]) -> None:
+    """Refuses files with a float operator in them; those of new kinds are removed."""
+    refused = []
+    for kind, file in files.items():
+        left = Classifier(file).float_operators() if file.exists() else {}
+        refused += [f"{operator} of {', '.join(layers)} in {kind}" for operator, layers in left.items()]
+        if left and kind in new:
+            remove(file)
+    if refused:
+        raise ValueError(
+            "export.integer_only must be left out for this model: some of it stays in float for want of an integer "
+            f"kernel. Received: {'; '.join(refused)}"
+        )
 
 
 def read_made(folder: RunFolder) -> dict[str, dict[str, Any]]:

@@ -57,9 +57,7 @@ def report_run(folder: RunFolder, config: RunConfig, data: ImageData, model: ker
         reporting.plot_history(folder.read_metrics()),
         reporting.plot_confusion(proof.evaluation.confusion(), data.classes, folder.confusion_plot),
         _pictures(model, proof, data.classes),
-        reporting.plot_sensitivity(folder.read_json(folder.sensitivity), folder.sensitivity_plot)
-        if config.export.sensitivity and folder.sensitivity.exists()
-        else None,
+        proof.sensitivity,
     )
     _finish(folder, proof.content)
     return proof.content
@@ -72,11 +70,13 @@ def _finish(folder: RunFolder, content: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Proof:
-    """The content of `report.json`, the Keras model's evaluation, and the test pictures, float32 `(n, H, W, 3)`."""
+    """The content of `report.json`, the Keras model's evaluation, the test pictures, float32 `(n, H, W, 3)`, and the
+    plot of sensitivity if it was measured."""
 
     content: dict[str, Any]
     evaluation: Evaluation
     images: np.ndarray
+    sensitivity: Figure | None
 
 
 def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, model: keras.Model) -> _Proof:
@@ -91,6 +91,7 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
             if size != image_size:
                 other = evaluate_model(at_size(model, size), data.test)
                 artefacts += prove(folder, config, other, pixels(data.test, size))
+    errors = folder.read_json(folder.sensitivity) if config.sensitivity else {}
     content = {
         "format": REPORT_FORMAT,
         "model": {
@@ -108,8 +109,10 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
         "keras": {"accuracy": evaluation.accuracy, "loss": evaluation.loss},
         "artefacts": artefacts,
         "attention": attention,
+        "sensitivity": errors,
     }
-    return _Proof(content, evaluation, images)
+    plot = reporting.plot_sensitivity(errors, folder.sensitivity_plot) if errors else None
+    return _Proof(content, evaluation, images, plot)
 
 
 def _places(folder: RunFolder, kind: str) -> dict[str, Path]:

@@ -150,7 +150,7 @@ Points lost: accuracy of the Keras model less that of the file. Intervals are 95
 one of Agresti and Min for points lost. Operators count as float where they touch a float tensor, QUANTIZE and
 DEQUANTIZE too. Max error: of a logit. Parts: of the graph that the CPU delegate (XNNPACK) takes. Times are per picture
 on the machine that made this report; compare them with each other, not with other machines.</p>
-{_attention(report["attention"])}{_sensitivity(sensitivity)}<h2>Training</h2>
+{_attention(report["attention"])}{_sensitivity(report["sensitivity"], sensitivity)}<h2>Training</h2>
 {image_tag(history, "Loss and accuracy per epoch")}
 <h2>Confusion on the test pictures</h2>{image_tag(confusion, "Confusion matrix")}
 <h2>What the model looks at</h2>
@@ -192,13 +192,29 @@ output, measured in turn with it.</p>
 """
 
 
-def _sensitivity(figure: Figure | None) -> str:
+def sensitivity_rows(errors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Returns the table of layers that are quantised, column name to text for each layer.
+
+    Args:
+        errors: The report's `sensitivity`: kind to layers in their order, with their errors.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    blank = {f"{kind}, {what}": "" for kind in errors for what in ("results", "logits")}
+    for kind, found in errors.items():
+        for error in found:
+            row = rows.setdefault(error["layer"], {"layer": error["layer"], **blank})
+            row |= {f"{kind}, results": f"{error['own']:.2g}", f"{kind}, logits": f"{error['alone']:.2g}"}
+    return list(rows.values())
+
+
+def _sensitivity(errors: Mapping[str, Sequence[Mapping[str, Any]]], figure: Figure | None) -> str:
     if figure is None:
         return ""
     return f"""<h2>What quantising does to each layer</h2>
 <p>Gray: error of a layer's results in the quantised file, its own and what it was given. Blue: error of the logits when
 this layer is the only one quantised. Both as root mean square over that of the float32 values.</p>
 {image_tag(figure, "Relative errors per layer")}
+<details><summary>As a table</summary><div class="wide">{html_table(sensitivity_rows(errors))}</div></details>
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vit_keras.export.files import PARTIAL, remove, replacing
+from vit_keras.export.files import is_whole, remove, replacing
 from vit_keras.export.framing import Framing
 
 from .config import RunConfig
@@ -103,7 +103,7 @@ class RunFolder:
                 )
             if self.trained or old["fit"] == config.to_dict()["fit"]:
                 return
-        elif self.path.exists() and (not self.path.is_dir() or any(map(_is_whole, self.path.iterdir()))):
+        elif self.path.exists() and (not self.path.is_dir() or any(map(is_whole, self.path.iterdir()))):
             raise FileExistsError(f"{self.path} exists and is no run; choose another folder with --out.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_text(self.config_file, write_yaml(config.to_dict()))
@@ -251,11 +251,6 @@ def run_of(file: Path) -> RunFolder:
     """Returns the run that a file in its `export/` is of: where the file is said to be, or where links lead to."""
     said, led = (RunFolder(place.parent.parent) for place in (file.absolute(), file.resolve()))
     return said if said.config_file.is_file() else led
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a file is there for good: what a killed program has left behind while it wrote is not."""
-    return not file.name.startswith(PARTIAL)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

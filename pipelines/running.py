@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import vit_keras
 from vit_keras import get_preset
 from vit_keras.export import Classifier, try_file
-from vit_keras.export.files import PARTIAL, free_bytes, refuse_existing, remove, set_aside
+from vit_keras.export.files import alone, bring_back, free_bytes, is_whole, refuse_existing, remove, set_aside
 from vit_keras.export.metadata import check_labels
 from vit_keras.graph import as_classifier
 
@@ -63,9 +63,10 @@ def run(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> d
             f"Received: count={process.count}"
         )
     folder, config, data, model = _train(config, overwrite, "finished", verbose, process)
-    with folder.timed("export"):
-        export_files(folder, config.export, model, data)
-    return report_run(folder, config, data, model)
+    with alone(folder.path, "export"):
+        with folder.timed("export"):
+            export_files(folder, config.export, model, data)
+        return report_run(folder, config, data, model)
 
 
 def train(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> Evaluation:
@@ -134,8 +135,9 @@ def export(path: str | Path, config: ExportConfig | None = None, overwrite: bool
     config = config or run_config.export
     model = vit_keras.load_model(folder.require_model())
     data = _load(run_config)
-    _export_again(folder, config, model, data, overwrite)
-    return report_run(folder, dataclasses.replace(run_config, export=config), data, model)
+    with alone(folder.path, "export"):
+        _export_again(folder, config, model, data, overwrite)
+        return report_run(folder, dataclasses.replace(run_config, export=config), data, model)
 
 
 def export_model(path: str | Path, config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def export_model(path: str | Path, config: RunConfig, overwrite: bool = False) -
         )
     if folder.path.exists() and not folder.path.is_dir():
         raise FileExistsError(f"{folder.path} is a file; choose a folder with --out.")
-    if folder.path.exists() and any(folder.path.iterdir()) and not folder.made.exists():
+    if folder.path.exists() and any(map(is_whole, folder.path.iterdir())) and not folder.made.exists():
         raise FileExistsError(f"{folder.path} holds files that are no export; choose another folder with --out.")
     data = _load(config)
     if model.output_shape[1:] != (len(data.classes),):
@@ -175,8 +177,9 @@ def export_model(path: str | Path, config: RunConfig, overwrite: bool = False) -
             f"{path} must give scores of the {len(data.classes)} classes of {data.name}. "
             f"Received: output_shape={model.output_shape}"
         )
-    _export_again(folder, config.export, model, data, overwrite)
-    return report_files(folder, path.stem, config.export, data, model)
+    with alone(folder.path, "export"):
+        _export_again(folder, config.export, model, data, overwrite)
+        return report_files(folder, path.stem, config.export, data, model)
 
 
 def show_data(config: RunConfig, path: str | Path, rows: int = 5, columns: int = 8, overwrite: bool = False) -> Figure:
@@ -296,11 +299,12 @@ def _export_again(
 ) -> None:
     """Writes the files that are missing, or all that are asked for; those of before stay if that fails."""
     if not overwrite:
+        bring_back(folder.export)
         export_files(folder, config, model, data)
         return
-    files = [file(kind) for kind in config.kinds for file in (folder.tflite_file, folder.attention_file)]
-    bundles = [folder.bundle(platform) for platform in config.bundles]
-    saved_model = [folder.saved_model] if config.saved_model else []
+    new = [file(kind) for kind in config.kinds for file in (folder.tflite_file, folder.attention_file)]
+    new += [folder.bundle(platform) for platform in config.bundles]
+    new += [folder.saved_model] if config.saved_model else []
     told = (folder.made, folder.relaxations, folder.sensitivity, folder.sensitivity_plot)
-    with set_aside(folder.export / f"{PARTIAL}replaced", [*saved_model, *files, *bundles], told):
+    with set_aside(folder.export, [path.name for path in new], [path.name for path in told]):
         export_files(folder, config, model, data)

@@ -3,13 +3,11 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from vit_keras.export.files import remove, replacing
+from vit_keras.export.files import is_whole, remove, replacing
 
 from .measuring import Measurement
 from .run_folder import RunFolder
@@ -80,7 +78,6 @@ class SearchFolder:
         self.front_plot = self.path / "pareto.png"
         self.best_file = self.path / "best.yaml"
         self.summary_file = self.path / "summary.json"
-        self._lock_file = self.path / ".lock"
         self._known: dict[str, Record] = {}
 
     def trial(self, trial_id: str) -> RunFolder:
@@ -105,7 +102,7 @@ class SearchFolder:
         if self.search_file.exists():
             if not overwrite:
                 self.check(identity)
-        elif self.path.is_file() or (self.path.exists() and any(p != self._lock_file for p in self.path.iterdir())):
+        elif self.path.is_file() or (self.path.exists() and any(map(is_whole, self.path.iterdir()))):
             raise FileExistsError(f"{self.path} exists and is no search; choose another folder with --out.")
 
     def begin(self, identity: dict[str, Any], overwrite: bool) -> None:
@@ -166,39 +163,6 @@ class SearchFolder:
     def counts(self) -> Counter[str]:
         """Returns how many trials have ended in which way."""
         return Counter(record.status for record in self.records())
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other searches out while this one runs; a search that is killed leaves no lock.
-
-        Raises:
-            FileExistsError: another search runs in this folder.
-        """
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock_file.open("w") as file:
-            if not _lock(file):
-                raise FileExistsError(f"Another search is running in {self.path}.")
-            try:
-                yield
-            finally:
-                remove(self._lock_file)
-                for path in made:
-                    if not any(path.iterdir()):
-                        path.rmdir()
-
-
-def _lock(file: IO[str]) -> bool:
-    """Locks an open file for this process, where the system can; whether that went well."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock.
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def best_of(records: list[Record]) -> Record | None:

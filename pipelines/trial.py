@@ -166,7 +166,7 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
             found, _ = cached(
                 Path(options["cache"]), key, lambda: measure_model(model, options["kind"], options["threads"], labels)
             )
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, ChildProcessError) as error:
             raise _RejectedError(f"cannot be exported: {_sentence(error)}") from error
     else:
         looked_up = look_up(options["rows"], job["values"], resolved)

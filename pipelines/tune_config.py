@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from vit_keras.export.inspection import check_threads
 from vit_keras.export.quantize import check_kinds
 from vit_keras.messages import nearest
 
@@ -38,7 +39,7 @@ class TuneConfig:
         max_memory: Most bytes of memory that it may take while it runs, likewise.
         kind: Kind of TensorFlow Lite file that is measured.
         measurements: CSV or JSON file with what the user's device takes for each shape; measured here if not given.
-        threads: Threads of the interpreter while latency is measured, >= 1.
+        threads: Threads of the interpreter while latency is measured, 1 to 64.
         time_budget: Time for all trials of this call, as 90s, 30m or 2h; seconds without a unit; no end if `None`.
         seeds: Further trainings of the best trial, with other seeds, >= 0.
         seed: Seed of what is tried.
@@ -63,7 +64,7 @@ class TuneConfig:
             known = ", ".join(TUNERS)
             raise ValueError(f"tuner must be one of {known}.{nearest(self.tuner, TUNERS)} Received: {self.tuner!r}")
         require(self.trials >= 1, "trials", "a number >= 1", self.trials)
-        require(self.threads >= 1, "threads", "a number >= 1", self.threads)
+        check_threads(self.threads)
         require(self.seeds >= 0, "seeds", "a number >= 0", self.seeds)
         require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
         check_kinds([self.kind])

@@ -16,6 +16,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from vit_keras.export.files import alone
+
 from .children import Children
 from .config import RunConfig
 from .measuring import Measurement, check_rows, read_measurements
@@ -74,7 +76,7 @@ def search(
     rows = read_measurements(tune.measurements, needed) if tune.measurements else None
     folder = SearchFolder(config.out or Path("runs") / "tune")
     call = _Call(config, tune, folder, space, rows, build_model, on_progress or _nobody_looks)
-    with nullcontext() if role == "worker" else folder.locked():
+    with nullcontext() if role == "worker" else alone(folder.path, "search"):
         try:
             return call.work(str(oracle)) if role == "worker" else call.search(overwrite, oracle)
         finally:

@@ -60,6 +60,11 @@ def test_rollout_equals_loops():
     np.testing.assert_allclose(rollout(rows, (1, 2)), [[[row[1] / (row[1] + row[2]), row[2] / (row[1] + row[2])]]])
 
 
+def test_a_grid_of_another_file_is_refused():
+    with pytest.raises(ValueError, match=r"no more patches than there are tokens, 3\. Received: grid=2x2"):
+        rollout(np.ones((1, 4, 3)), (2, 2))
+
+
 @pytest.fixture(scope="module")
 def files(model, pictures, tmp_path_factory):
     """Kind to the file that gives its attention, and to the one that does not."""
@@ -123,7 +128,8 @@ def test_models_without_attention_are_refused(tmp_path, pictures):
 
 
 def test_a_damaged_entry_is_refused(float32):
-    for content in (b"no JSON", b"{}", json.dumps({"grids": [[1, 2, 3]]}).encode()):
+    grids = [[[1, 2, 3]], [], [[0, 4]], [[-4, -4]], [[1e999, 1]], [["a", 1]]]
+    for content in (b"no JSON", b"{}", *(json.dumps({"grids": grid}).encode() for grid in grids)):
         with pytest.raises(ValueError, match=f"{ENTRY} must hold the grids"):
             read_grids(b"".join(with_entry(float32, ENTRY, content)))
     assert read_grids(b"".join(with_entry(float32, ENTRY, entry_of([(2, 5)])))) == ((2, 5),)

@@ -119,7 +119,7 @@ def refused(capsys, *arguments):
         (["export", "x", "--bundle", "andriod"], ["'andriod'", "Did you mean 'android'?"]),
         (["export", "x", "--kinds", "int16x8", "--bundle", "ios"], ["bundle for ios", "kind='int16x8'"]),
         (["run", "--export.bundles", "iso"], ["'iso'", "Did you mean 'ios'?"]),
-        (["export", "x", "--for", "cpu", "--integer-only"], ["integer-only"]),
+        (["export", "x", "--for", "cpu", "--integer-only"], ["full_int8 or int16x8", "static_int8"]),
         (["export", "x", "--max-drop", "101"], ["export.max_drop=101"]),
         (["export", "x", "--data", "digits"], ["--data", ".keras"]),
         (["export", "x", "--input.skip_bad"], ["--input", ".keras"]),

@@ -1,5 +1,6 @@
 """Files: every kind against the Keras model, the SavedModel's signatures, calibration, refusals."""
 
+import shutil
 from dataclasses import replace
 
 import keras
@@ -12,16 +13,18 @@ from vit_keras import create_model, load_model
 from vit_keras.export import (
     KINDS,
     Classifier,
+    benchmark,
     measure_latency,
     read_labels,
     to_saved_model,
     to_tflite,
     to_tflite_files,
+    try_file,
     verify,
 )
 from vit_keras.export.calibrate import least_error, observe, sample
 from vit_keras.export.conversion import Graph, _batches, quantize
-from vit_keras.export.files import replacing
+from vit_keras.export.files import alone, bring_back, replacing, set_aside
 from vit_keras.export.framing import check_image_sizes
 from vit_keras.export.quantize import Kind
 from vit_keras.export.sensitivity import relative_error
@@ -334,7 +337,7 @@ def test_existing_files_are_kept(model, pictures, tmp_path):
 def test_failed_conversion_leaves_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "tensorflow.py").write_text("raise RuntimeError('no converter today')")
-    with pytest.raises(RuntimeError, match="no converter today"):
+    with pytest.raises(ChildProcessError, match="Conversion ended with code 1: RuntimeError: no converter today; T"):
         to_tflite(model, tmp_path / "m.tflite")
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == ["tensorflow.py"]
 
@@ -548,6 +551,43 @@ def test_load_model_refuses_what_is_no_model(model, tmp_path):
         load_model(tmp_path / "cut.keras")
 
 
+def test_a_converter_that_is_killed_is_told_of(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "tensorflow.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    with pytest.raises(ChildProcessError, match=r"code 1: .*TensorFlow's converter ended with SIGKILL"):
+        to_tflite(model, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("kind", ["static_int8", "dynamic_int8"])
+def test_activations_without_a_range_are_refused(pictures, tmp_path, kind):
+    """TensorFlow Lite computes a softplus by its exponential, which has no number for more than 88."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(8, activation="softplus", kernel_initializer="ones", name="soft")(
+        keras.layers.Flatten()(inputs)
+    )
+    model = keras.Model(inputs, keras.layers.Dense(4)(x), name="large")
+    with pytest.raises(ValueError, match=r"cannot be quantised: soft gives infinity or NaN .* model='large'"):
+        to_tflite(model, tmp_path / "m.tflite", kind, [pictures])
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_would_replace_one_another_or_a_folder_are_refused(model, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"paths must give each kind a file of its own\. Received: .*m, .*m"):
+        to_tflite_files(model, {"float32": tmp_path / "m", "float16": tmp_path / "x" / ".." / "m"})
+    with pytest.raises(FileExistsError, match="is a folder"):
+        to_tflite(model, tmp_path, overwrite=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("threads", [0, 65, 100_000])
+def test_numbers_of_threads_that_no_interpreter_has(files, threads):
+    with pytest.raises(ValueError, match=f"num_threads must be 1 to 64. Received: num_threads={threads}"):
+        Classifier(files["float32"], threads)
+    for measured in (benchmark, lambda paths, threads: try_file(paths[0], threads)):
+        with pytest.raises(ValueError, match=f"threads must be 1 to 64. Received: threads={threads}"):
+            measured([files["float32"]], threads)
+
+
 def test_wilson_interval():
     np.testing.assert_allclose(wilson_interval(355, 360), (0.96793, 0.99405), atol=1e-4)
     assert wilson_interval(0, 10)[0] == 0
@@ -568,6 +608,38 @@ def test_replacing_is_all_or_nothing(tmp_path):
         temporary.mkdir()
         (temporary / "x").write_text("1")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
+
+
+def test_what_a_killed_program_has_set_aside_comes_back(tmp_path):
+    def content(folder):
+        return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+    folder, killed = tmp_path / "export", tmp_path / "killed"
+    (folder / "saved").mkdir(parents=True)
+    for name in ("a", "told", "other", "saved/x"):
+        (folder / name).write_text("old")
+    before = content(folder)
+    with set_aside(folder, ["a", "b", "saved"], ["told", "untold"]):
+        assert content(folder).get("a") is None and (folder / "told").read_text() == "old"
+        for name in ("a", "b", "told", "untold"):
+            (folder / name).write_text("new")
+        shutil.copytree(folder, killed)
+    assert content(folder) == dict.fromkeys(("a", "b", "told", "untold"), "new") | {"other": "old"}
+    bring_back(killed)
+    assert content(killed) == before
+    bring_back(killed)
+    assert content(killed) == before
+
+
+def test_two_programs_do_not_work_in_one_folder(tmp_path):
+    with alone(tmp_path / "a" / "b", "export"):
+        with (
+            pytest.raises(FileExistsError, match=r"Another export is running in .*b\."),
+            alone(tmp_path / "a" / "b", "export"),
+        ):
+            pass
+        (tmp_path / "a" / "file").write_text("kept")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file"]
 
 
 @pytest.mark.parametrize(("hidden_dim", "mlp_dim", "broken"), [(48, 96, "block_0_attention"), (64, 80, "block_0_mlp")])

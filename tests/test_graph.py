@@ -6,13 +6,19 @@ import weakref
 import keras
 import numpy as np
 import pytest
+from harness import randomise_zeros
 from keras import ops
 
+from vit_keras import load_model
+from vit_keras.adaptation import adapt, merge_lora
 from vit_keras.export import Classifier, rewrite, to_saved_model, to_tflite
 from vit_keras.export.sensitivity import relative_error
 from vit_keras.graph import as_classifier, flat_copy
+from vit_keras.heads import classifier
 from vit_keras.layers import LayerNormalization, PatchEmbedding, PrefixTokens, TransformerBlock
+from vit_keras.models import vit
 from vit_keras.precision import precision
+from vit_keras.weights import resize
 
 
 class Unnamed(keras.layers.Layer):
@@ -102,6 +108,28 @@ def test_a_copy_computes_the_same_and_is_freed(name, copied, pictures):
     del copy
     gc.collect()
     assert alive() is None
+
+
+def normalized(pictures) -> keras.Model:
+    """A classifier with a layer that computes with what Keras makes of its weights when it loads them."""
+    normalization = keras.layers.Normalization(name="normalization")
+    normalization.adapt(pictures / 2)
+    inputs = keras.Input((8, 8, 3))
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
+    model = classifier(vit(**sizes, input_tensor=normalization(inputs)), 4)
+    randomise_zeros(model)
+    return model
+
+
+def test_what_was_adapted_stays_so_in_copies_that_train_or_take_other_sizes(pictures, tmp_path):
+    model = normalized(pictures)
+    expected = model.predict(pictures, verbose=0)
+    lora = adapt(model, "lora", rank=2)
+    model.save(tmp_path / "m.keras")
+    for copy in (lora, merge_lora(lora), resize(model, 8)):
+        np.testing.assert_allclose(copy.predict(pictures, verbose=0), expected, atol=1e-5)
+    large = load_model(tmp_path / "m.keras", image_size=16).get_layer("normalization")
+    np.testing.assert_array_equal(large(pictures), model.get_layer("normalization")(pictures))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

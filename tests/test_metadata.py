@@ -20,7 +20,7 @@ from vit_keras.export import KINDS, packing, read_labels, to_tflite, with_metada
 from vit_keras.export.calibrate import observe
 from vit_keras.export.conversion import quantize
 from vit_keras.export.converter import convert
-from vit_keras.export.metadata import check_labels
+from vit_keras.export.metadata import OUTPUTS, check_labels
 from vit_keras.export.tflite import FileOptions, _save
 
 LABELS = ("Käuzchen", "snow owl", "貓", "crane", "crane")
@@ -194,6 +194,13 @@ def test_to_tflite_writes_metadata(tmp_path):
     assert not (tmp_path / "b.tflite").exists()
 
 
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_metadata_says_what_the_scores_are(output, tmp_path):
+    model = create_model("vit_micro_patch2_8", 3, num_layers=1)
+    told = buffers(to_tflite(model, tmp_path / "a.tflite", output=output).read_bytes())[-1]
+    assert [text.encode() in told for text in OUTPUTS.values()] == [name == output for name in OUTPUTS]
+
+
 def test_mediapipe_runs_the_files(files):
     mediapipe = pytest.importorskip("mediapipe")
     vision = mediapipe.tasks.vision
@@ -212,6 +219,8 @@ def test_mediapipe_runs_the_files(files):
 
 
 def test_what_is_no_plain_file_is_refused(raw, files):
+    with pytest.raises(ValueError, match=r"output must be one of logits, probabilities\. Received: output='chances'"):
+        with_metadata(raw["float32"], output="chances")
     with pytest.raises(ValueError, match="no metadata entry TFLITE_METADATA yet"):
         with_metadata(files["float32"], LABELS)
     for content in (b"", b"text", b"\x1c\x00\x00\x00TFL2" + bytes(64)):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from dataclasses import replace
@@ -23,10 +24,11 @@ from PIL import Image
 
 import vit_keras
 from vit_keras import create_model, load_model, weights
-from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels, to_tflite
+from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels, to_saved_model, to_tflite
+from vit_keras.export.files import alone
 from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
-from vit_keras.pipelines import cli, exporting, fitting, proof, running
+from vit_keras.pipelines import cli, display, exporting, fitting, proof, running
 from vit_keras.pipelines.config import DistillConfig, ExportConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.environment import environment
 from vit_keras.pipelines.prediction import predict
@@ -407,6 +409,25 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch, size):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def test_no_room_for_temporary_files(tmp_path, monkeypatch):
+    """TensorFlow has its own error for it, and other writers have theirs."""
+    folder = tmp_path / "disk"
+    if not tmpfs(folder, "100k"):
+        pytest.skip("mounting a small file system needs root")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    model = vit_keras.create_model("vit_micro_patch2_8", 10)
+    try:
+        with pytest.raises(OSError, match=f"No space left on device: '{folder}/vit_keras_"):
+            to_tflite(model, tmp_path / "m.tflite")
+        with pytest.raises(OSError, match="No space left on device"):
+            to_saved_model(model, folder / "saved_model")
+        left = [path.name for path in folder.iterdir()]  # What TensorFlow generates, it keeps while it runs.
+        assert all("autograph" in name for name in left)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment(tmp_path):
     """A program that is killed again and again, later each time, ends with a whole run, and leaves only whole files."""
@@ -479,7 +500,8 @@ def test_export_for_targets_within_a_budget(run_copy):
     assert {error["layer"] for error in errors["static_int8"]} >= {"block_0_attention", "block_1_mlp", "output"}
     with Image.open(run_copy / "export" / "sensitivity.png") as picture:
         assert picture.width > 600
-    assert "What quantising does" in (run_copy / "report.html").read_text()
+    page = (run_copy / "report.html").read_text()
+    assert "What quantising does" in page and "<td>block_1_mlp</td>" in page
 
 
 def test_files_of_other_settings_or_of_another_model_are_not_taken_for_those_asked_for(run_copy):
@@ -566,16 +588,22 @@ def test_files_within_a_budget_come_with_what_was_done_to_them(run_copy, monkeyp
     assert not (run_copy / ".state").exists()
 
 
-def test_a_model_from_elsewhere_is_exported_and_proven(finished_run, tmp_path):
+def test_a_model_from_elsewhere_is_exported_and_proven(finished_run, tmp_path, capsys):
     model = tmp_path / "mine.keras"
     shutil.copy(finished_run / "model.keras", model)
-    config = RunConfig(data="digits", export=ExportConfig(kinds="static_int8", max_drop=99, saved_model=False))
+    export = ExportConfig(kinds="static_int8", max_drop=99, saved_model=False, sensitivity=True)
+    config = RunConfig(data="digits", export=export)
     report = running.export_model(model, config)
     old = {a["kind"]: a for a in json.loads((finished_run / "report.json").read_text())["artefacts"]}
     assert [a["kind"] for a in report["artefacts"]] == ["static_int8"]
     assert report["artefacts"][0]["accuracy"] == old["static_int8"]["accuracy"]
     assert (tmp_path / "mine" / "export" / "model.static_int8.tflite").is_file()
     assert json.loads((tmp_path / "mine" / "report.json").read_text()) == report
+    assert {error["layer"] for error in report["sensitivity"]["static_int8"]} >= {"block_0_mlp", "output"}
+    assert (tmp_path / "mine" / "export" / "sensitivity.png").is_file()
+    display.proof(report, tmp_path / "mine")
+    printed = capsys.readouterr().out
+    assert "block_0_mlp" in printed and "sensitivity.png" in printed.replace("\n", "")
 
 
 def sums(folder):
@@ -597,6 +625,43 @@ def test_what_was_there_stays_where_replacing_it_fails(run_copy, monkeypatch, fa
     with pytest.raises(ValueError, match="patch_size"):
         running.export(run_copy, ExportConfig(kinds="float32", image_sizes=(13,)), overwrite=True)
     assert sums(run_copy / "export") == before
+
+
+def test_two_exports_into_one_folder(run_copy):
+    before = sums(run_copy)
+    with alone(run_copy, "export"), pytest.raises(FileExistsError, match="Another export is running"):
+        running.export(run_copy, ExportConfig(kinds="float32"), overwrite=True)
+    assert sums(run_copy) == before
+
+
+def test_an_export_goes_on_where_one_that_replaced_files_was_killed(run_copy):
+    before = sums(run_copy / "export")
+    (run_copy / "export" / ".partial.replaced").mkdir()
+    for name in ("model.float32.tflite", "made.json"):
+        shutil.move(run_copy / "export" / name, run_copy / "export" / ".partial.replaced" / name)
+    (run_copy / "export" / "made.json").write_text("{}")
+    running.export(run_copy)
+    assert sums(run_copy / "export") == before
+
+
+@pytest.mark.parametrize("kind", ["full_int8", "int16x8"])
+def test_what_shall_be_integer_throughout_and_cannot_is_refused(tmp_path, kind):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.Dense(8, activation="softplus", name="soft")(x)
+    keras.Model(inputs, keras.layers.Dense(10)(x)).save(tmp_path / "m.keras")
+    given = {"kinds": kind, "saved_model": False}
+    config = RunConfig(data="digits", export=ExportConfig(**given, integer_only=True))
+    with pytest.raises(ValueError, match=rf"integer_only must be left out.* EXP of soft in {kind}"):
+        running.export_model(tmp_path / "m.keras", config)
+    assert not list(tmp_path.rglob("*.tflite"))
+    report = running.export_model(tmp_path / "m.keras", replace(config, export=ExportConfig(**given)))
+    assert [artefact["integer_only"] for artefact in report["artefacts"]] == [False]
+    with pytest.raises(ValueError, match="integer_only must be left out"):
+        running.export_model(tmp_path / "m.keras", config)
+    assert len(list(tmp_path.rglob("*.tflite"))) == 1  # It was not made for this.
+    with pytest.raises(ValueError, match=r"full_int8 or int16x8 with export.integer_only\. Received: .*=static_int8$"):
+        ExportConfig(targets="cpu", integer_only=True)
 
 
 def test_only_what_is_asked_for_is_replaced(run_copy):
@@ -655,10 +720,21 @@ def test_a_run_finds_its_pictures_from_elsewhere(tmp_path, monkeypatch):
             Image.new("RGB", (8, 8), (30 * i, 255 * (name == "a"), 0)).save(tmp_path / "pics" / name / f"{i}.png")
     monkeypatch.chdir(tmp_path)
     fit = FitConfig(epochs=1, batch_size=4)
-    expected = running.train(RunConfig(data="pics", out="run", fit=fit, override={"num_layers": 1}))
+    given = InputConfig(dir="downloads")
+    expected = running.train(RunConfig(data="pics", out="run", fit=fit, input=given, override={"num_layers": 1}))
+    assert read_config(tmp_path / "run" / "config.yaml").input.dir == str(tmp_path / "downloads")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert running.evaluate("../run").accuracy == expected.accuracy
+
+
+def test_what_a_target_would_not_take_is_said(run_copy, capsys):
+    options = ["--for", "edgetpu", "--for", "cpu", "--saved_model", "false"]
+    assert cli.main(["export", str(run_copy), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("edgetpu: full_int8, because ") for line in lines)
+    (refused,) = [line for line in lines if "would not take all of" in line]
+    assert "GELU" in refused and refused.endswith("model.full_int8.tflite --for edgetpu` says why")
 
 
 def test_a_file_behind_a_link_is_of_its_run(run_copy, tmp_path):

@@ -120,7 +120,8 @@ def test_a_budget_that_cannot_be_kept():
 def test_files_within_a_budget(model, pictures, tmp_path):
     labels = model.predict(pictures, verbose=0).argmax(axis=1)
     paths = {kind: tmp_path / f"{kind}.tflite" for kind in ("float32", "static_int8", "int4")}
-    found = to_tflite_within(model, paths, [pictures[:16]], (pictures, labels), {"static_int8": 100, "int4": 0})
+    held = pictures, labels[:, None]  # A column of labels is as good.
+    found = to_tflite_within(model, paths, [pictures[:16]], held, {"static_int8": 100, "int4": 0})
     assert set(found) == {"static_int8", "int4"}  # float32 has nothing to relax.
     assert found["static_int8"].layers == ()
     int4 = found["int4"]

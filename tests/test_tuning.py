@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import vit_keras
+from vit_keras.export.files import alone
 from vit_keras.pipelines import cli, running
 from vit_keras.pipelines.config import ExportConfig, FitConfig, RunConfig
 from vit_keras.pipelines.hypermodel import VitHyperModel
@@ -150,7 +151,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, files):
     with pytest.raises(FileExistsError, match="is no search"):
         search(base(tmp_path / "mine"), TuneConfig(**files))
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-    with SearchFolder(tmp_path / "busy").locked(), pytest.raises(FileExistsError, match="Another search is running"):
+    with alone(tmp_path / "busy", "search"), pytest.raises(FileExistsError, match="Another search is running"):
         search(base(tmp_path / "busy"), TuneConfig(**files))
     assert not (tmp_path / "busy").exists()
 

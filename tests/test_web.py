@@ -573,6 +573,18 @@ def test_a_picture_and_a_file_may_be_dropped(tab, digits, float32, model, tmp_pa
     assert classify(tab, encoded(digits[0]))["labels"] == labels
 
 
+@pytest.mark.parametrize("kind", ["float32", "full_int8"])
+def test_probabilities_are_shown_as_they_are(tab, digits, finished_run, tmp_path, kind):
+    file = tmp_path / "chances.tflite"
+    keras_model = load_model(finished_run / "model.keras")
+    to_tflite(keras_model, file, kind, calibration=[digits.astype("float32")], output="probabilities")
+    upload(tab, file.name, file.read_bytes(), "#model-file")
+    message(tab, "Ready")
+    result = classify(tab, encoded(digits[0]))
+    assert result["chances"] == result["scores"]
+    np.testing.assert_allclose(result["chances"], Classifier(file).logits(digits[:1])[0], atol=0.02)
+
+
 def test_mistakes_are_told_plainly_and_the_page_goes_on(tab, digits, finished_run):
     huge = io.BytesIO()
     Image.new("1", (10_000, 9_000)).save(huge, "PNG")

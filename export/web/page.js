@@ -91,7 +91,8 @@ async function scoresOf(picture, size) {
   const preparing = performance.now() - start;
   const {scores, rows, milliseconds} = await classifier.run(pixels);
   const map = rows && rollout(rows, classifier.facts.attention);
-  return {scores, chances: softmax(scores), labels, map, milliseconds, preparing, pixels, size};
+  const chances = classifier.facts.chances ? scores : softmax(scores);
+  return {scores, chances, labels, map, milliseconds, preparing, pixels, size};
 }
 
 async function showPicture(blob) {

@@ -3,6 +3,8 @@
 
 const TYPES = {0: "float32", 3: "uint8", 7: "int16", 9: "int8"};
 const MOST_CLASSES = 100000;
+const MOST_OPERATORS = 100000;
+const [DEQUANTIZE, SOFTMAX, QUANTIZE] = [6, 25, 114];
 
 /** A mistake of the person who uses the page, told in a sentence. */
 export class UsageError extends Error {}
@@ -13,8 +15,9 @@ export class UsageError extends Error {}
  *
  * @param {Uint8Array} bytes Content of the file.
  * @return {{batch: number, height: number, width: number, classes: number, input: object, output: object,
- *     attention: object | null, labels: string[] | null}} Input, output and attention have a type, a shape, a scale and
- *     a zero point, attention also a grid, `[height, width]` in patches.
+ *     chances: boolean, attention: object | null, labels: string[] | null}} Input, output and attention have a type, a
+ *     shape, a scale and a zero point, attention also a grid, `[height, width]` in patches. `chances` is whether the
+ *     scores are probabilities.
  * @throws {UsageError} It is no such file.
  */
 export function describe(bytes) {
@@ -22,9 +25,10 @@ export function describe(bytes) {
     throw new UsageError("This is no TensorFlow Lite file.");
   }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  let tensors, grid;
+  let tensors, grid, chances;
   try {
     tensors = ends(view);
+    chances = endsInSoftmax(view);
     grid = tensors.length === 3 ? gridOf(view, bytes) : null;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
@@ -46,7 +50,8 @@ export function describe(bytes) {
   const names = labels(bytes);
   const fits = rows?.type && grid && Math.min(...rows.shape) > 0 && grid[0] * grid[1] <= rows.shape[2];
   const attention = fits ? {...rows, grid} : null;
-  return {batch, height, width, classes, input, output, attention, labels: names?.length === classes ? names : null};
+  const fitting = names?.length === classes ? names : null;
+  return {batch, height, width, classes, input, output, chances, attention, labels: fitting};
 }
 
 /** Returns the tensors at the graph's ends: the input, then the outputs. */
@@ -54,15 +59,43 @@ function ends(view) {
   const model = view.getUint32(0, true);
   const graph = element(view, vector(view, model, 2), 0);
   const tensors = vector(view, graph, 0);
-  const [inputs, outputs] = [1, 2].map((field) => {
-    const start = vector(view, graph, field);
-    const count = start ? view.getUint32(start, true) : 0;
-    return Array.from({length: Math.min(count, 3)}, (_, i) => view.getInt32(start + 4 + 4 * i, true));
-  });
+  const [inputs, outputs] = [1, 2].map((number) => indices(view, graph, number));
   if (inputs.length !== 1 || outputs.length < 1 || outputs.length > 2) {
     throw new UsageError("The file must have one input, and one output or, with attention, two.");
   }
   return [...inputs, ...outputs].map((index) => tensor(view, element(view, tensors, index)));
+}
+
+/** Returns whether the first output is a softmax's, perhaps of another type. */
+function endsInSoftmax(view) {
+  const model = view.getUint32(0, true);
+  const graph = element(view, vector(view, model, 2), 0);
+  const [operators, codes] = [vector(view, graph, 3), vector(view, model, 1)];
+  const writers = new Map();
+  const count = operators ? Math.min(view.getUint32(operators, true), MOST_OPERATORS) : 0;
+  for (let i = 0; i < count; i++) {
+    const operator = element(view, operators, i);
+    const number = field(view, operator, 0);
+    const code = element(view, codes, number ? view.getUint32(number, true) : 0);
+    const [old, now] = [field(view, code, 0), field(view, code, 3)];
+    const name = Math.max(old ? view.getInt8(old) : 0, now ? view.getInt32(now, true) : 0);
+    for (const output of indices(view, operator, 2)) writers.set(output, {name, from: indices(view, operator, 1)[0]});
+  }
+  let [tensor] = indices(view, graph, 2);
+  while (writers.has(tensor)) {
+    const {name, from} = writers.get(tensor);
+    if (name !== DEQUANTIZE && name !== QUANTIZE) return name === SOFTMAX;
+    writers.delete(tensor); // Each once: a cycle has an end.
+    tensor = from;
+  }
+  return false;
+}
+
+/** Returns the numbers of the first tensors that a graph or an operator takes or gives. */
+function indices(view, table, number) {
+  const start = vector(view, table, number);
+  const count = start ? view.getUint32(start, true) : 0;
+  return Array.from({length: Math.min(count, 3)}, (_, i) => view.getInt32(start + 4 + 4 * i, true));
 }
 
 /** Returns the grid of patches, `[height, width]`, that a metadata entry tells of the first graph, or null. */

@@ -7,6 +7,7 @@ may be only the first rows, those of the tokens that are read. A metadata entry 
 """
 
 import json
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,16 +33,16 @@ def read_grids(content: bytes) -> tuple[tuple[int, int], ...]:
     """
     model = check_model(content)
     for index in range(model.MetadataLength()):
-        entry = model.Metadata(index)
-        if entry.Name() != ENTRY.encode():
-            continue
         try:
+            entry = model.Metadata(index)
+            if entry.Name() != ENTRY.encode():
+                continue
             grids = json.loads(bytes(model.Buffers(entry.Buffer()).DataAsNumpy()))["grids"]
             found = tuple((int(height), int(width)) for height, width in grids)
             if not found or min(map(min, found)) < 1:
                 raise ValueError(f"{grids} are no heights and widths")
             return found
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error) as error:
             raise ValueError(f"{ENTRY} must hold the grids of the file's graphs. Received: {error}") from error
     return ()
 

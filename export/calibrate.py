@@ -78,6 +78,10 @@ _SAMPLE = 1024
 _BINS = 4096
 
 
+_NOTHING = 1e-9
+"""An activation that never was larger gets a range of 1: the quantiser's own would be none that a runtime takes."""
+
+
 @dataclass(frozen=True)
 class Observed:
     """What an activation did on the sample pictures.
@@ -101,6 +105,8 @@ class Observed:
         """
         way = {"minmax": "_whole", "closest": "_whole", "percentile": "_inner", "mse": "_least_error"}[ranges]
         low, high = getattr(self, way)
+        if max(-low, high) < _NOTHING:
+            low, high = 0.0, 1.0
         if self.symmetric:
             high = max(-low, high)
             low = -high * 128 / 127
@@ -122,8 +128,8 @@ class Observed:
         return least_error(self.sample, *self._whole) if self.sample.size else self._whole
 
 
-class NotFiniteError(ValueError):
-    """A model whose activations have no range."""
+class RefusedError(ValueError):
+    """A model that cannot be quantised."""
 
 
 def observe(
@@ -145,7 +151,7 @@ def observe(
         Tensor name to what was observed.
 
     Raises:
-        NotFiniteError: an activation is no number, or infinite.
+        RefusedError: an activation is no number, or infinite.
     """
     symmetric = second_operands(float32)
     classifier = Classifier(float32, all_threads(), keep_tensors=True)
@@ -165,7 +171,7 @@ def observe(
                 samples.setdefault(name, []).append(_drawn(values.ravel(), _SAMPLE * len(batch), number))
     for name in (result for _, results in results_of(float32) for result in results):
         if not np.isfinite(ends.get(name, ())).all():
-            raise NotFiniteError(
+            raise RefusedError(
                 f"{layer_of(name)} gives infinity or NaN on the calibration pictures, in TensorFlow Lite's float32 "
                 "arithmetic: no integers stand for that."
             )

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .calibrate import RANGES, NotFiniteError, Observed, observe
+from .calibrate import RANGES, Observed, RefusedError, observe
 from .files import replacing
 from .inspection import all_threads, ending
 from .interpreter import Classifier
@@ -36,6 +36,10 @@ RANGES_PICTURES = 64
 """Pictures that the ways to choose ranges are compared on."""
 _MOST_STEPS = 2.0**31 / 1.01
 """Steps that a bias may be long."""
+_FINEST = 2.0**30
+"""Steps that a result's own step may be long: XNNPACK takes 2**32, ..."""
+_COARSEST = 128.0
+"""... and results' steps that one of a product's may be long: XNNPACK takes 256."""
 _TINY = 2.0**-20
 """A weight that stands for none: far below any that matters, and its scale is still a number in half precision."""
 
@@ -92,6 +96,8 @@ def main(job: Path, converter: Converter) -> None:
             ]
         if broken := list(dict.fromkeys(map(layer_of, kind.broken_blocks(own.rows)))):
             remarks.append(f"{name} has int8 weights in {_some(broken)}: their rows do not divide into whole blocks.")
+        if kind.calibrated:
+            _try(name, content)
         told = {part: description[part] for part in ("labels", "name", "grids", "output")}
         content = with_metadata(content, **told, description=kind.summary)
         with replacing(target) as temporary:
@@ -102,6 +108,14 @@ def main(job: Path, converter: Converter) -> None:
         found = layer_errors(own.float32, kind, pictures[:SENSITIVITY_PICTURES], own.make)
         errors[name] = [dataclasses.asdict(error) for error in found]
     _tell(job, {"relaxations": results, "errors": errors, "ranges": ranges, "remarks": remarks})
+
+
+def _try(name: str, content: bytes) -> None:
+    """Loads a file: XNNPACK may refuse what has been quantised."""
+    try:
+        Classifier(content)
+    except ValueError as error:
+        raise RefusedError(f"{name} cannot be run: {error}") from error
 
 
 def _tell(job: Path, found: dict[str, Any]) -> None:
@@ -232,7 +246,7 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding
     """
     from ai_edge_quantizer.quantizer import Quantizer
 
-    ranges: dict[str, Any] = {}
+    ranges: dict[str, dict[str, np.ndarray]] = {}
     room = kind.headroom
     if kind.calibrated:
         wide = _in_16_bits(float32, kind)  # They have room for all, and are that wide for the sake of outliers.
@@ -240,7 +254,7 @@ def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding
         ranges = {name: {"min": low * room, "max": high * room} for name, (low, high) in ends.items()}
     content = rounding(float32, kind) if rounding else bytearray(float32)
     _fill_empty_blocks(content, kind)
-    _make_room_for_biases(content, kind, ranges)
+    _fit_steps(content, kind, ranges)
     quantizer = Quantizer(content)
     for rule in kind.rules:
         for operator in rule.operators:
@@ -265,23 +279,35 @@ def _fill_empty_blocks(content: bytearray, kind: Kind) -> None:
             blocks[~blocks.any(axis=1), 0] = _TINY
 
 
-def _make_room_for_biases(content: bytearray, kind: Kind, ranges: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Raises one weight of every channel whose weights are next to nothing beside its bias.
+def _fit_steps(content: bytearray, kind: Kind, ranges: dict[str, dict[str, np.ndarray]]) -> None:
+    """Keeps the steps of a product's integers in proportion where weights, or results, are next to nothing.
 
-    A bias is an int32 in steps of the inputs' scale times the weights'. Where these are too small for it, it would be
-    cut; the weight that is raised adds at most 1.5e-5 of the bias with int8 inputs, and 0.2 % of it with int16.
+    A product is summed up in steps of its inputs' scale times its weights'. Where these are too small beside a bias,
+    its int32 would be cut; too small or too large beside a result's step, XNNPACK refuses the product. For the former
+    one weight of the channel is raised, for the latter the range of the results. The weight adds less than a hundredth
+    of a result's step, or at most 1.5e-5 of the bias with int8 inputs, and 0.2 % of it with int16.
     """
     for product in products(content):
         rule = kind.rule_for(product.operator, product.result)
-        if product.bias is None or product.inputs not in ranges or not (rule and rule.activations and rule.weights):
+        if not {product.inputs, product.result} <= set(ranges) or not (rule and rule.activations and rule.weights):
             continue
-        low, high = (float(np.min(ranges[product.inputs][end])) for end in ("min", "max"))
-        widest = (max(high, 0) - min(low, 0)) / 255 if rule.activations == 8 else max(high, -low) / 32767
-        smallest = 127 * np.abs(product.bias) / (_MOST_STEPS * max(widest, 1e-30))
+        taken, given = (_step(ranges[name], rule.activations) for name in (product.inputs, product.result))
         largest = np.abs(product.weights).argmax(axis=1)
         sizes = product.weights[np.arange(len(largest)), largest]
+        coarse = taken * np.abs(sizes).max() / 127 / _COARSEST
+        if given < coarse:
+            ranges[product.result] = {end: value * coarse / given for end, value in ranges[product.result].items()}
+            given = coarse
+        bias = np.zeros(1) if product.bias is None else np.abs(product.bias)
+        smallest = 127 / taken * np.maximum(bias / _MOST_STEPS, given / _FINEST)
         raised = np.flatnonzero(np.abs(sizes) < smallest)
         product.weights[raised, largest[raised]] = np.copysign(smallest, sizes)[raised]
+
+
+def _step(ends: Mapping[str, np.ndarray], bits: int) -> float:
+    """Returns the scale of an activation's integers."""
+    low, high = (float(np.min(ends[end])) for end in ("min", "max"))
+    return (max(high, 0) - min(low, 0)) / 255 if bits == 8 else max(high, -low) / 32767
 
 
 def _apply(quantizer, operator: str, rule: Rule) -> None:
@@ -336,5 +362,5 @@ if __name__ == "__main__":
     if folder := sys.stdin.readline().rstrip("\n"):  # Nothing comes from a caller that has failed.
         try:
             main(Path(folder), waiting)
-        except NotFiniteError as error:
+        except RefusedError as error:
             _tell(Path(folder), {"refused": str(error)})

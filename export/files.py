@@ -144,7 +144,8 @@ def _lock(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
+    # One who has just left may have removed the file before it was locked here: nobody else would see this lock.
+    return Path(file.name).exists() and os.path.samestat(os.fstat(file.fileno()), Path(file.name).stat())
 
 
 def is_whole(path: Path) -> bool:

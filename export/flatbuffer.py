@@ -169,7 +169,7 @@ def read_file(path: str | Path) -> FileInfo:
         raise FileNotFoundError(f"No TensorFlow Lite file at {path}.")
     size = path.stat().st_size
     if not 8 < size <= MAX_BYTES:
-        raise ValueError(f"{path} must be a TensorFlow Lite file of at most {MAX_BYTES:,} bytes. Received: {size:,}")
+        raise ValueError(f"{path} must be a TensorFlow Lite file of 9 to {MAX_BYTES:,} bytes. Received: {size:,}")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[4:8] != b"TFL3":
             raise ValueError(f"{path} is not a TensorFlow Lite file: its bytes 4 to 7 are not 'TFL3'.")

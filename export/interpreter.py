@@ -69,6 +69,7 @@ class Classifier:
         self.batch_size = shapes[0][0]
         self.image_size = shapes[0][1], shapes[0][2]
         self.num_classes = shapes[1][1]
+        self.num_tokens = shapes[2][2] if len(shapes) > 2 else 0
 
     def _for_size(self, image_size: tuple[int, int], path: Any):
         """Returns the signature for pictures of a size, and the details of its inputs and outputs."""

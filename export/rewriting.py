@@ -181,7 +181,7 @@ class _Emitter:
         self.num_kept = stream.num_read if "last_block" in names and fits and not self.unmerges else None
 
     def model(self) -> keras.Model:
-        inputs = keras.Input(batch_shape=self.flat.inputs[0].shape, name="images")
+        inputs = keras.Input(batch_shape=self.flat.inputs[0].shape, dtype="float32", name="images")
         outputs = inline(self.flat, inputs, self._call)
         if self.attention:
             outputs = [outputs, self.attention.joined(self.flat)]
@@ -236,6 +236,12 @@ class _Emitter:
         y, weights = copy(*args, **{**kwargs, "return_attention_scores": True})  # (B, D), (B, H, 1, N)
         self.attention.pooled = ops.mean(weights, axis=1)  # (B, 1, N)
         return (y, weights) if kwargs.get("return_attention_scores") else y
+
+    def _path(self, layer: keras.layers.Layer) -> str:
+        """A name in the rewritten model that tells where a layer was: `block_3_attention_norm`."""
+        parts = layer.path.split("/")  # It may begin with the scope that the model was built in.
+        start = next(i for i, part in enumerate(parts) if part in (*self.stream.layers, self.stream.norm))
+        return "_".join(parts[start:])
 
     def _emit(self, layer: keras.layers.Layer, x, weights: Iterable[np.ndarray] = (), others: tuple = ()):
         y = layer(x, *others)
@@ -302,9 +308,9 @@ class _Emitter:
         return self._emit(PrefixTokens(tokens.shape[1], name=name), x, [tokens])
 
     def _norm(self, layer: LayerNormalization, x, fold_affine: bool):
-        factors = self.smoothing.get(_path(layer))
+        factors = self.smoothing.get(self._path(layer))
         copy = InferenceNormalization(
-            layer.epsilon, "centring" not in self.names, not fold_affine, factors is not None, name=_path(layer)
+            layer.epsilon, "centring" not in self.names, not fold_affine, factors is not None, name=self._path(layer)
         )
         if factors is not None:
             return self._emit(copy, x, [factors])
@@ -315,7 +321,7 @@ class _Emitter:
         tokens = centred(tokens)
         tokens = tokens / np.sqrt(np.square(tokens).mean(axis=-1, keepdims=True) + layer.epsilon)
         gamma, beta = (1, 0) if fold_affine else weights_of(layer)
-        return (tokens * gamma + beta) * self.smoothing.get(_path(layer), 1)
+        return (tokens * gamma + beta) * self.smoothing.get(self._path(layer), 1)
 
     def _block(self, block: TransformerBlock, x):
         attention, mlp = block.attention, block.mlp
@@ -348,7 +354,7 @@ class _Emitter:
                 self._normalised(block.attention_norm, affine, self.prefix), y, f"{block.name}_attention_prefix"
             )
             x = self._with_prefix(x)
-        heads, name = attention.num_heads, _path(attention)
+        heads, name = attention.num_heads, self._path(attention)
         options = {"scale_queries": "query_scale" not in self.names, "num_prompts": num_prompts, "name": name}
         options["give_attention"] = self.attention is not None
         query, key, value = zip(*(np.split(part, 3, axis=-1) for part in qkv), strict=True)
@@ -363,15 +369,15 @@ class _Emitter:
         if self.attention:
             y = self.attention.take(*y)
         if not fold_scale:
-            y = self._emit(LayerScale(name=_path(block.attention_scale)), y, weights_of(block.attention_scale))
+            y = self._emit(LayerScale(name=self._path(block.attention_scale)), y, weights_of(block.attention_scale))
         if keep:
             x = TokenSlice(0, keep, name=f"{block.name}_read")(x)
         x = keras.layers.Add(name=f"{block.name}_attention_add")([x, y])
         y = self._norm(block.mlp_norm, x, affine)
-        copy = InferenceMLP(mlp.mlp_dim, mlp.approximate_gelu, name=_path(mlp))
+        copy = InferenceMLP(mlp.mlp_dim, mlp.approximate_gelu, name=self._path(mlp))
         y = self._emit(copy, y, [*expand, *contract])
         if not fold_scale:
-            y = self._emit(LayerScale(name=_path(block.mlp_scale)), y, weights_of(block.mlp_scale))
+            y = self._emit(LayerScale(name=self._path(block.mlp_scale)), y, weights_of(block.mlp_scale))
         return self._merged(block, keras.layers.Add(name=f"{block.name}_mlp_add")([x, y]))
 
     def _merged(self, block: TransformerBlock, x):
@@ -389,10 +395,5 @@ class _Emitter:
 
     def _smoothed(self, product: Product, norm: LayerNormalization) -> Product:
         """The product that takes a LayerNorm's smoothed results."""
-        factors = self.smoothing.get(_path(norm))
+        factors = self.smoothing.get(self._path(norm))
         return product if factors is None else (product[0] / factors[:, None], product[1])
-
-
-def _path(layer: keras.layers.Layer) -> str:
-    """A name in the rewritten model that tells where a layer was: `block_3_attention_norm`."""
-    return layer.path.replace("/", "_")

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from vit_keras.graph import as_classifier
 
+from .exactness import gives_chances, scores_of
 from .files import refuse_existing, replacing
 from .framing import Framing
 from .structure import flatten
@@ -42,9 +43,13 @@ def to_saved_model(
         model = flatten(model, own_norms=False)
     image_size = model.input_shape[1:3]
 
+    are_chances = gives_chances(scores_of(model))
+
     def serve(images):
-        logits = model(images, training=False)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        scores = model(images, training=False)
+        if are_chances:  # By a softmax that cannot be taken off: their logarithms are logits.
+            return {"logits": tf.math.log(tf.maximum(scores, 1e-37)), "probabilities": scores}
+        return {"logits": scores, "probabilities": tf.nn.softmax(scores)}
 
     def serve_bytes(encoded):
         pixels = tf.map_fn(lambda e: decode_picture(e, image_size, framing), encoded, fn_output_signature=tf.uint8)

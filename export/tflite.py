@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from vit_keras.graph import as_classifier
 from .attention import OUTPUT as ATTENTION_OUTPUT
 from .attention_rows import patch_grid
 from .calibrate import RANGES, sample
-from .files import disk_full, refuse_existing, saying_what_is_full
+from .exactness import check_copy, gives_chances, scores_of
+from .files import ALMOST_FULL, disk_full, free_bytes, refuse_existing, saying_what_is_full
 from .framing import check_image_sizes
 from .inspection import ending
 from .metadata import OUTPUTS, check_labels
@@ -34,8 +35,6 @@ from .verification import check_class_indices
 
 logger = logging.getLogger(__name__)
 
-INEXACT = 1e-3
-"""Relative difference of logits from which on a rewritten float32 model is not the one that was given."""
 OWN_SIZE = "serving_default"
 """Signature of a file for the picture size that the model has itself."""
 
@@ -239,6 +238,14 @@ def _convert(
             pictures = sample(calibration, model.input_shape[1:3], options.calibration_pictures)
         if validation is not None:
             np.savez(f"{job}/validation.npz", images=validation[0], labels=validation[1])
+        changes = {"with_attention": options.with_attention, "merge_tokens": options.merge_tokens}
+        lean = rewrite(model, options.rewrites, pictures, **changes)
+        # Merging alone changes what is computed.
+        check_copy(model, rewrite(model, options.rewrites, pictures) if options.merge_tokens else lean, pictures)
+        chances = gives_chances(scores_of(lean, pictures))
+        if chances and options.output == "logits":
+            logger.warning("%s ends in a softmax that cannot be taken off: files give probabilities.", model.name)
+            options = replace(options, output="probabilities")
         description = {
             "batch_size": options.batch_size,
             "name": model.name,
@@ -251,21 +258,21 @@ def _convert(
             "sensitivity": list(sensitivity),
             "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
         }
-        changes = {"with_attention": options.with_attention, "merge_tokens": options.merge_tokens}
-        lean = rewrite(model, options.rewrites, pictures, **changes)
-        _refuse_inexact(model, lean, pictures, options)
         smoothing = smoothed_channels(lean)
         description["outliers"] = bool(smoothing)
         description["grids"] = [patch_grid(lean)] if options.with_attention else []
         signatures = description["signatures"] = [OWN_SIZE]
-        _save(lean, pictures, Path(job, OWN_SIZE), options)
+        _save(lean, pictures, Path(job, OWN_SIZE), options, not chances)
         for size in check_image_sizes(options.image_sizes):
             if size != model.input_shape[1:3]:
                 signatures.append(f"serving_{size[0]}x{size[1]}")
-                lean = rewrite(at_size(model, size), options.rewrites, smoothing=smoothing, **changes)
+                sized = at_size(model, size)
+                lean = rewrite(sized, options.rewrites, smoothing=smoothing, **changes)
+                if not options.merge_tokens:
+                    check_copy(sized, lean)
                 if options.with_attention:
                     description["grids"].append(patch_grid(lean))
-                _save(lean, pictures, Path(job, signatures[-1]), options)
+                _save(lean, pictures, Path(job, signatures[-1]), options, not chances)
         Path(job, "job.json").write_text(json.dumps(description))
         del lean
         gc.collect()  # A Keras model refers to itself: the rewritten one, as large as the first, would stay.
@@ -287,30 +294,6 @@ def _target(path: str | Path, overwrite: bool) -> Path:
     return path
 
 
-def _refuse_inexact(model: keras.Model, lean: keras.Model, pictures: np.ndarray | None, options: FileOptions) -> None:
-    """Holds the rewritten model against the given one on two pictures: what does not agree was misunderstood.
-
-    Merging alone changes what is computed. Of mixed precision two digits are asked for.
-    """
-    if options.merge_tokens:
-        return
-    count = model.input_shape[0] or 2
-    noise = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape[1:]))
-    shown = np.resize(noise if pictures is None else pictures[:count], noise.shape).astype("float32")
-    expected, found = (
-        keras.ops.convert_to_numpy(keras.ops.cast(keras.tree.flatten(m(shown, training=False))[0], "float32"))
-        for m in (model, lean)
-    )
-    mixed = any(part.compute_dtype != "float32" for part in model._flatten_layers())
-    error = np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6)
-    if not error <= (0.1 if mixed else INEXACT):
-        raise ValueError(
-            f"model cannot be exported: its copy without what is for training gives other logits, by {error:.2g} of "
-            "the largest. A layer of its own may draw random numbers outside training, or keep more than its weights "
-            f"and its configuration say. Received: model={model.name!r}"
-        )
-
-
 def _refuse_lambdas(model: keras.Model) -> None:
     """Refuses models with code in place of a layer: such a file cannot be loaded, checked or rewritten safely."""
     for layer in model._flatten_layers():
@@ -320,7 +303,9 @@ def _refuse_lambdas(model: keras.Model) -> None:
             )
 
 
-def _save(model: keras.Model, pictures: np.ndarray | None, folder: Path, options: FileOptions) -> None:
+def _save(
+    model: keras.Model, pictures: np.ndarray | None, folder: Path, options: FileOptions, are_logits: bool = True
+) -> None:
     """Saves a SavedModel with one signature of a fixed batch, and the pictures to calibrate with at the model's size.
 
     A dynamic batch would fill the graph with shape operators.
@@ -336,7 +321,7 @@ def _save(model: keras.Model, pictures: np.ndarray | None, folder: Path, options
 
     def serve(images):
         logits, *attention = keras.tree.flatten(model(images, training=False))
-        scores = tf.nn.softmax(logits) if options.output == "probabilities" else logits
+        scores = tf.nn.softmax(logits) if are_logits and options.output == "probabilities" else logits
         return {options.output: scores, **({ATTENTION_OUTPUT: attention[0]} if attention else {})}
 
     serve = tf.function(serve, input_signature=signature)
@@ -366,10 +351,11 @@ def _run(child: subprocess.Popen[str], job: str) -> None:
     logger.debug("%s", printed)
     if child.returncode:
         if os.strerror(errno.ENOSPC) in printed:
-            raise disk_full(next(iter(json.loads(Path(job, "job.json").read_text())["targets"].values()), job))
+            target = next(iter(json.loads(Path(job, "job.json").read_text())["targets"].values()), job)
+            raise disk_full(job if free_bytes(job) < ALMOST_FULL else target)
         message = f"Conversion ended with {ending(child.returncode)}"
-        if child.returncode > 0 and printed.strip():  # A signal comes unannounced.
-            message += ": " + "; ".join(printed.strip().splitlines()[-2:])
+        if child.returncode > 0:  # A signal comes unannounced.
+            message = ": ".join([message, "; ".join([line for line in printed.splitlines() if line.strip()][-2:])])
         error = ChildProcessError(message)
         error.add_note(printed[-2000:])
         raise error

@@ -9,6 +9,8 @@ import numpy as np
 
 from vit_keras.graph import as_classifier
 
+from .exactness import gives_chances
+from .flatbuffer import read_file
 from .interpreter import Classifier, OperatorCensus
 from .latency import Latency, measure_latency
 from .rewriting import at_size
@@ -104,7 +106,8 @@ def compare(file: str | Path, images: np.ndarray, labels: np.ndarray, reference:
         file: A TensorFlow Lite file.
         images: `(n, H, W, 3)`, pixels 0 to 255.
         labels: `(n,)`, integers.
-        reference: The Keras model's logits, `(n, num_classes)`.
+        reference: The Keras model's logits, `(n, num_classes)`; of a file that gives probabilities their softmax is
+            looked at.
     """
     classifier = Classifier(file, image_size=images.shape[1:3])
     if classifier.num_classes != reference.shape[1]:
@@ -112,6 +115,8 @@ def compare(file: str | Path, images: np.ndarray, labels: np.ndarray, reference:
             f"{file} must give {reference.shape[1]} scores. Received: num_classes={classifier.num_classes}"
         )
     logits = classifier.logits(images)
+    if read_file(file).ends_in_softmax and not gives_chances(reference):
+        reference = np.asarray(keras.ops.softmax(reference))
     predicted = logits.argmax(axis=1)
     right = int((predicted == labels).sum())
     reference_right = reference.argmax(axis=1) == labels

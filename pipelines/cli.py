@@ -5,9 +5,11 @@ Imports no TensorFlow before a command runs, so that `--help` answers at once.
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jsonargparse
@@ -26,6 +28,7 @@ from .parsing import ConfigFile, Parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 2 after one sentence about what was wrong, or the command's own."""
+    replaces = False
     try:
         parser, commands = build_parser()
         words = sorted(sys.argv[1:] if arguments is None else arguments, key=lambda word: word != "--verbose")
@@ -33,15 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         logging.getLogger("vit_keras").setLevel(logging.INFO if options.verbose else logging.WARNING)
-        return commands[options.command](options[options.command]) or 0
+        replaces = options.command == "export" and bool(options.export.get("overwrite"))
+        with _ended_as_by_hand():
+            return commands[options.command](options[options.command]) or 0
     except KeyboardInterrupt:
-        print("vit-keras: interrupted; the same command without --overwrite goes on where it was", file=sys.stderr)
+        on = "the same command without --overwrite goes on where it was"
+        again = "the files are whole, either the old ones or the new; the same command makes them anew"
+        print(f"vit-keras: interrupted; {again if replaces else on}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ArithmeticError, ImportError, jsonargparse.ArgumentError) as error:
         if os.environ.get("VIT_KERAS_TRACEBACK"):
             raise
         print(f"vit-keras: error: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    """Lets SIGTERM, by which systems end programs, do what Ctrl+C does: what was set aside comes back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 Command = Callable[[Any], int | None]

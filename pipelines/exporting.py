@@ -17,7 +17,7 @@ from vit_keras.export import (
     KINDS,
     Agreement,
     Classifier,
-    OperatorCensus,
+    LayerError,
     Relaxation,
     compare,
     measure_latency,
@@ -39,6 +39,7 @@ from .config import ExportConfig
 from .correlation import rank_correlations
 from .datasets import ImageData, Split, stratified_sample
 from .evaluation import Evaluation
+from .export_records import read_agreement, read_made, read_relaxations, read_sensitivity
 from .preprocessing import batches
 from .run_folder import RunFolder
 
@@ -108,16 +109,14 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         made = [kind for kind in config.kinds if folder.tflite_file(kind).exists()]
         convert({kind: file for kind in made if not (file := folder.attention_file(kind)).exists()}, True)
     kinds = [kind for kind in config.kinds if KINDS[kind].calibrated]
-    before = folder.read_json(folder.sensitivity)
+    before = read_sensitivity(folder)
     known = {kind: errors for kind, errors in before.items() if kind not in missing}
     kinds = [kind for kind in kinds if kind not in known]
     if known != before:
         remove(folder.sensitivity_plot)
-        folder.write_json(folder.sensitivity, known) if known else remove(folder.sensitivity)
+        _keep_sensitivity(folder, known)
     if config.sensitivity and kinds:
-        errors = measure_sensitivity(model, kinds, calibration(), **options)
-        known.update({kind: [dataclasses.asdict(error) for error in found] for kind, found in errors.items()})
-        folder.write_json(folder.sensitivity, known)
+        _keep_sensitivity(folder, {**known, **measure_sensitivity(model, kinds, calibration(), **options)})
     _write_bundles(folder, config, data.test.framing)
 
 
@@ -134,11 +133,6 @@ def _refuse_floats(files: Mapping[str, Path], new: Iterable[str]) -> None:
             "export.integer_only must be left out for this model: some of it stays in float for want of an integer "
             f"kernel. Received: {'; '.join(refused)}"
         )
-
-
-def read_made(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Returns of each file, by name, what it was made of and with."""
-    return {name: made for name, made in folder.read_json(folder.made).items() if isinstance(made, dict)}
 
 
 def model_digest(model: keras.Model) -> str:
@@ -218,7 +212,8 @@ def _write_bundles(folder: RunFolder, config: ExportConfig, framing: Framing | N
 
 def _refuse_other(file: Path, bundle: Path) -> None:
     """Refuses a bundle that is there and was not made of the file as it is."""
-    if bundle.exists() and not (file.exists() and filecmp.cmp(file, bundle / MODEL_FILE, shallow=False)):
+    held = bundle / MODEL_FILE
+    if bundle.exists() and not (file.is_file() and held.is_file() and filecmp.cmp(file, held, shallow=False)):
         raise FileExistsError(f"{bundle} holds another file than {file.name}; --overwrite replaces it.")
 
 
@@ -228,13 +223,22 @@ def _limit(kind: str, config: ExportConfig) -> float | None:
     return min(limits, default=None)
 
 
+def _keep_sensitivity(folder: RunFolder, errors: Mapping[str, Iterable[LayerError]]) -> None:
+    """Writes down what quantising does to each layer, by kind."""
+    if not errors:
+        remove(folder.sensitivity)
+        return
+    values = {kind: [dataclasses.asdict(error) for error in found] for kind, found in errors.items()}
+    folder.write_json(folder.sensitivity, values)
+
+
 def _keep_relaxations(folder: RunFolder, made: Iterable[str], found: dict[str, Relaxation]) -> None:
     """Writes down how the files that are made were brought within their limits, in place of what was known of them."""
-    old = folder.read_json(folder.relaxations)
-    known = {kind: values for kind, values in old.items() if kind not in made}
-    known.update({kind: dataclasses.asdict(relaxation) for kind, relaxation in found.items()})
+    old = read_relaxations(folder)
+    known = {**{kind: relaxation for kind, relaxation in old.items() if kind not in made}, **found}
     if known != old:
-        folder.write_json(folder.relaxations, known)
+        values = {kind: dataclasses.asdict(relaxation) for kind, relaxation in known.items()}
+        folder.write_json(folder.relaxations, values)
 
 
 def _refused(kind: str, relaxation: Relaxation, limit: float) -> bool:
@@ -260,7 +264,7 @@ def prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, image
     """Holds every file against the Keras model, on pictures of one size; what was measured before an interruption is
     not measured again."""
     files = {kind: folder.tflite_file(kind) for kind in config.kinds if folder.tflite_file(kind).exists()}
-    relaxations = folder.read_json(folder.relaxations)
+    relaxations = {kind: dataclasses.asdict(found) for kind, found in read_relaxations(folder).items()}
     agreements = {kind: _agreement(folder, kind, file, evaluation, images) for kind, file in files.items()}
     latencies = measure_latency(files, images[0], config.threads)
     return [
@@ -289,11 +293,8 @@ def _agreement(folder: RunFolder, kind: str, file: Path, evaluation: Evaluation,
     height, width = images.shape[1:3]
     state = folder.state / f"proof.{kind}.{height}x{width}.json"
     stamp = file.stat().st_mtime_ns
-    if state.exists():
-        saved = json.loads(state.read_text())
-        if saved.pop("stamp") == stamp:
-            intervals = {name: tuple(saved.pop(name)) for name in ("accuracy_interval", "points_lost_interval")}
-            return Agreement(operators=OperatorCensus(**saved.pop("operators")), **intervals, **saved)
+    if found := read_agreement(folder, state, stamp):
+        return found
     agreement = compare(file, images, evaluation.labels, evaluation.logits)
     folder.write_json(state, {"stamp": stamp, **dataclasses.asdict(agreement)})
     return agreement

@@ -1,5 +1,6 @@
 """The last stage of a run: every file is proven on the test pictures, and the report is written."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from . import report as reporting
 from .config import ExportConfig, RunConfig
 from .datasets import ImageData, stratified_sample
 from .evaluation import Evaluation, evaluate_model
-from .exporting import model_digest, pixels, prove, prove_attention, read_made
+from .export_records import read_made, read_sensitivity
+from .exporting import model_digest, pixels, prove, prove_attention
 from .run_folder import RunFolder
 from .yaml_text import write_yaml
 
@@ -91,7 +93,8 @@ def _prove(folder: RunFolder, name: str, config: ExportConfig, data: ImageData, 
             if size != image_size:
                 other = evaluate_model(at_size(model, size), data.test)
                 artefacts += prove(folder, config, other, pixels(data.test, size))
-    errors = folder.read_json(folder.sensitivity) if config.sensitivity else {}
+    measured = read_sensitivity(folder) if config.sensitivity else {}
+    errors = {kind: [dataclasses.asdict(error) for error in found] for kind, found in measured.items()}
     content = {
         "format": REPORT_FORMAT,
         "model": {

@@ -179,9 +179,11 @@ class RunFolder:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} must hold JSON: {error}") from error
+            raise ValueError(f"{file} must hold JSON; without it, it is made anew: {error}") from error
         if not isinstance(values, dict):
-            raise ValueError(f"{file} must hold a mapping. Received: a {type(values).__name__}")
+            raise ValueError(
+                f"{file} must hold a mapping; without it, it is made anew. Received: a {type(values).__name__}"
+            )
         return values
 
     def write_json(self, file: Path, values: dict[str, Any]) -> None:

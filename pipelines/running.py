@@ -64,6 +64,7 @@ def run(config: RunConfig, overwrite: bool = False, verbose: str | int = 0) -> d
         )
     folder, config, data, model = _train(config, overwrite, "finished", verbose, process)
     with alone(folder.path, "export"):
+        bring_back(folder.export)
         with folder.timed("export"):
             export_files(folder, config.export, model, data)
         return report_run(folder, config, data, model)
@@ -106,6 +107,8 @@ def evaluate(path: str | Path) -> Evaluation:
     if is_file:
         try_file(path)
     folder = run_of(path) if is_file else RunFolder(path)
+    if is_file and not folder.config_file.is_file():
+        raise FileNotFoundError(f"{path} must lie in the export/ of a run: on its test pictures it is evaluated.")
     data = _load(folder.load_config())
     if not is_file:
         return evaluate_model(vit_keras.load_model(folder.require_model()), data.test)

@@ -20,6 +20,7 @@ from vit_keras.pipelines import running
 from vit_keras.pipelines.cli import main
 from vit_keras.pipelines.config import ExportConfig
 from vit_keras.pipelines.correlation import rank_correlations
+from vit_keras.pipelines.explanation.subject import load_subject
 
 GRID = (3, 3)
 
@@ -135,6 +136,15 @@ def test_a_damaged_entry_is_refused(float32):
     assert read_grids(b"".join(with_entry(float32, ENTRY, entry_of([(2, 5)])))) == ((2, 5),)
     with pytest.raises(ValueError, match="one input and two outputs"):
         with_metadata(float32, grids=[(4, 4)])
+
+
+def test_a_grid_that_is_not_the_file_s_is_told_with_its_name(files, tmp_path):
+    content = files["float32"][0].read_bytes()
+    (tmp_path / "m.tflite").write_bytes(content.replace(b"[[4, 4]]", b"[[9, 9]]"))
+    with pytest.raises(
+        ValueError, match=r"m\.tflite must give attention on its grid\. Received: 9x9 patches, 16 tokens"
+    ):
+        load_subject(tmp_path / "m.tflite")
 
 
 def test_bundles_take_files_of_one_output(files, tmp_path):

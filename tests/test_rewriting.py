@@ -524,3 +524,10 @@ def test_pruned_channels_are_not_smoothed_away(pictures):
     model.get_layer("block_0").mlp.expand.kernel.assign(kernel)
     factors = smoothed_channels(rewrite(model, pictures=pictures))
     assert all(f.min() > 0.01 and f.max() < 100 for f in factors.values())
+
+
+def test_names_do_not_depend_on_the_scope_that_a_model_was_built_in():
+    plain = [layer.name for layer in rewrite(with_pixels(MODELS["token"])).layers]
+    with keras.name_scope("encoder"):
+        model = with_pixels(MODELS["token"])
+    assert [layer.name for layer in rewrite(model).layers] == plain

@@ -227,3 +227,28 @@ def test_channels_of_tiny_weights_keep_their_bias(model, pictures, share, kind, 
     exact = pruned.predict(pictures, verbose=0)
     path = to_tflite(pruned, tmp_path / "m.tflite", kind, [pictures])
     assert relative_error(Classifier(path).logits(pictures), exact) < 0.03
+
+
+@pytest.mark.parametrize("kind", ["static_int8", "full_int8", "int16x8"])
+@pytest.mark.parametrize("zeroed", ["qkv", "expand", "attention_norm"])
+def test_activations_that_are_zero_throughout_have_a_range(model, pictures, zeroed, kind, tmp_path):
+    """The quantiser's own would be so small that no runtime takes it, and biases would be lost."""
+    quiet = keras.models.clone_model(model)
+    quiet.set_weights(model.get_weights())
+    for layer in quiet._flatten_layers():
+        if layer.name == zeroed:
+            layer.set_weights([0 * weights for weights in layer.get_weights()])
+    exact = quiet.predict(pictures, verbose=0)
+    path = to_tflite(quiet, tmp_path / "m.tflite", kind, [pictures])
+    assert relative_error(Classifier(path).logits(pictures), exact) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["static_int8", "full_int8", "int16x8"])
+def test_a_dead_layer_leaves_the_bias_behind_it(pictures, kind, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    dead = keras.layers.Dense(8, activation="relu", bias_initializer=keras.initializers.Constant(-100.0))(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(dead))
+    model.layers[-1].bias.assign([0.0, 1.0, 2.0, 3.0])
+    file = to_tflite(model, tmp_path / "m.tflite", kind, [pictures], ranges="minmax", rounding="nearest")
+    np.testing.assert_allclose(Classifier(file).logits(pictures), [[0, 1, 2, 3]] * len(pictures), atol=0.05)

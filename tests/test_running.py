@@ -644,6 +644,67 @@ def test_an_export_goes_on_where_one_that_replaced_files_was_killed(run_copy):
     assert sums(run_copy / "export") == before
 
 
+def test_a_run_goes_on_where_an_export_that_replaced_files_was_killed(run_copy):
+    before = sums(run_copy / "export")
+    (run_copy / "export" / ".partial.replaced").mkdir()
+    shutil.move(run_copy / "export" / "made.json", run_copy / "export" / ".partial.replaced" / "made.json")
+    (run_copy / "export" / "made.json").write_text("{}")
+    (run_copy / ".state").mkdir()
+    running.run(replace(read_config(run_copy / "config.yaml"), out=str(run_copy)))
+    assert sums(run_copy / "export") == before
+
+
+def test_damaged_notes_on_files_are_left_out(run_copy, caplog):
+    config = ExportConfig(kinds="static_int8", saved_model=False, sensitivity=True, max_drop=99.0)
+    running.export(run_copy, config, overwrite=True)
+    export = run_copy / "export"
+    for name in ("relaxations.json", "sensitivity.json"):
+        for content in ({"static_int8": 5}, {"static_int8": {"x": 1}}, {"static_int8": [{"layer": 1, "own": "a"}]}):
+            (export / name).write_text(json.dumps(content))
+            caplog.clear()
+            report = running.export(run_copy, config)
+            assert f"{name} is damaged: what it says of static_int8" in caplog.text
+            display.proof(report, run_copy)
+        assert (report["artefacts"][0]["relaxation"] is None) and report["sensitivity"]["static_int8"]
+    state = run_copy / ".state" / "proof.static_int8.8x8.json"
+    stamp = (export / "model.static_int8.tflite").stat().st_mtime_ns
+    for content in ("{}", "[]", '{"stamp": 1}', json.dumps({"stamp": stamp})):
+        state.parent.mkdir(exist_ok=True)
+        state.write_text(content)
+        assert running.export(run_copy, config)["artefacts"][0]["accuracy"] == report["artefacts"][0]["accuracy"]
+    (export / "made.json").write_text("{")
+    with pytest.raises(ValueError, match=r"made\.json must hold JSON; without it, it is made anew"):
+        running.export(run_copy, config, overwrite=True)
+
+
+def test_a_bundle_that_lost_its_file_is_another_one(run_copy):
+    config = ExportConfig(kinds="static_int8", saved_model=False, bundles="android")
+    running.export(run_copy, config)
+    (run_copy / "export" / "android" / "model.tflite").unlink()
+    with pytest.raises(FileExistsError, match=r"android holds another file than .*; --overwrite"):
+        running.export(run_copy, config)
+
+
+def test_a_file_of_no_run_is_not_evaluated(float32, tmp_path):
+    (tmp_path / "m.tflite").write_bytes(float32)
+    with pytest.raises(FileNotFoundError, match=r"m\.tflite must lie in the export/ of a run"):
+        running.evaluate(tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_export_that_is_ended_says_what_is_there(run_copy, monkeypatch, capsys, number):
+    before = sums(run_copy / "export")
+    monkeypatch.setattr(exporting, "to_tflite_files", lambda *args, **kwargs: os.kill(os.getpid(), number))
+    handler = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["export", str(run_copy), "--kinds", "float32", "--overwrite"]) == 130
+    assert "either the old ones or the new; the same command makes them anew" in capsys.readouterr().err
+    assert sums(run_copy / "export") == before
+    (run_copy / "export" / "model.float16.tflite").unlink()
+    assert cli.main(["export", str(run_copy), "--kinds", "float16"]) == 130
+    assert "without --overwrite goes on where it was" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
 @pytest.mark.parametrize("kind", ["full_int8", "int16x8"])
 def test_what_shall_be_integer_throughout_and_cannot_is_refused(tmp_path, kind):
     inputs = keras.Input((8, 8, 3))

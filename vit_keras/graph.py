@@ -1,6 +1,7 @@
 """Walking through a functional model, nested ones included, and copying it, into a flat one or without its softmax."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -48,9 +49,15 @@ def as_classifier(model: keras.Model) -> keras.Model:
     probabilities where they are asked for.
 
     Raises:
-        ValueError: it does not take pictures, `(None, H, W, 3)`, or give scores, `(None, num_classes)`, or a weight is
-            no number.
+        ValueError: it does not take pictures, `(None, H, W, 3)`, or give scores, `(None, num_classes)`, a weight is
+            no number, or Keras has quantised a layer.
     """
+    for layer in model._flatten_layers():
+        if getattr(layer, "quantization_mode", None):
+            raise ValueError(
+                "model must be as it was before Keras's `quantize`: files are quantised here. "
+                f"Received: model={model.name!r} with {layer.quantization_mode} in {layer.name!r}"
+            )
     model = without_softmax(as_functional(model))
     shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
     given = shapes[0] if len(shapes) == 2 and list(map(len, shapes)) == [4, 2] else ()
@@ -70,25 +77,42 @@ def without_softmax(model: keras.Model) -> keras.Model:
     """Returns a functional model without the softmax that it ends in; one that ends in none as it is."""
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         return model
-    (inputs,) = model.inputs
+    inputs = model.inputs[0]
     last, index, _ = model.outputs[0]._keras_history
-    given = last._inbound_nodes[index].input_tensors
-    if len(given) != 1:
+    taken = last._inbound_nodes[index].input_tensors
+    if len(taken) != 1:
         return model
     if is_functional(last):
         inner = without_softmax(last)
-        return model if inner is last else keras.Model(inputs, inner(given[0]), name=model.name)
-    is_softmax = isinstance(last, (keras.layers.Softmax, keras.src.ops.nn.Softmax)) and last.axis in (-1, 1)
-    if not is_softmax and getattr(last, "activation", None) is not keras.activations.softmax:
-        return model
-    if is_softmax or isinstance(last, keras.layers.Activation):
-        return keras.Model(inputs, given[0], name=model.name)
-    if not isinstance(last, keras.layers.Dense):
+        return model if inner is last else _ended(model, taken[0], inner)
+    activation = getattr(last, "activation", None)
+    if isinstance(last, keras.layers.Activation) and activation is keras.activations.linear:
+        before = keras.Model(inputs, taken[0], name=model.name)
+        inner = without_softmax(before)
+        return model if inner is before else inner
+    if _is_softmax(last) or (isinstance(last, keras.layers.Activation) and _is_softmax(activation)):
+        return keras.Model(inputs, taken[0], name=model.name)
+    if not isinstance(last, keras.layers.Dense) or not _is_softmax(activation):
         return model
     head = type(last).from_config({**plain_config(last), "activation": "linear"})
-    logits = head(given[0])
+    head.build(taken[0].shape)
     take_weights(head, last)
-    return keras.Model(inputs, logits, name=model.name)
+    return _ended(model, taken[0], head)
+
+
+def _is_softmax(function: Any) -> bool:
+    """Whether a layer, operation or activation is a softmax over the classes."""
+    if isinstance(function, (keras.layers.Softmax, keras.src.ops.nn.Softmax)):
+        return function.axis in (-1, 1)
+    return function in (keras.activations.softmax, keras.ops.softmax)
+
+
+def _ended(model: keras.Model, tensor: keras.KerasTensor, end: keras.layers.Layer) -> keras.Model:
+    """Returns a model up to one of its tensors, with another end; the model itself is not told of it."""
+    operation = tensor._keras_history.operation
+    outputs = end(tensor)
+    operation._outbound_nodes.pop()  # Else it would keep the end alive.
+    return keras.Model(model.inputs[0], outputs, name=model.name)
 
 
 def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -116,12 +140,17 @@ def float32_copy(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
     return type(layer).from_config({**_in_float32(plain_config(layer)), "name": name})
 
 
+_HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
+
+
 def _in_float32(config: Any) -> Any:
     """A configuration with every dtype policy in it replaced."""
     if isinstance(config, dict):
         if str(config.get("class_name", "")).endswith("DTypePolicy"):
             return "float32"
-        return {key: _in_float32(value) for key, value in config.items()}
+        return {
+            key: "float32" if key == "dtype" and value in _HALF else _in_float32(value) for key, value in config.items()
+        }
     return [_in_float32(value) for value in config] if isinstance(config, list) else config
 
 
@@ -171,7 +200,7 @@ class Copies:
         try:
             if isinstance(layer, keras.layers.Layer):
                 return self._make(layer, name)
-            config = layer.get_config()
+            config = _in_float32(layer.get_config())
             return type(layer).from_config({**config, "name": name} if "name" in config else config)
         except (TypeError, NotImplementedError):  # Its configuration does not say how it is made.
             return _Itself(layer, name)
@@ -189,17 +218,24 @@ class _Itself(keras.layers.Layer):
     def __init__(self, layer: Any, name: str) -> None:
         super().__init__(name=name, dtype="float32")
         self.layer = layer
-        self._parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
 
     def call(self, *args, **kwargs):
-        policies = [(part, part.dtype_policy) for part in self._parts]
-        try:
-            for part, _ in policies:
-                part.dtype_policy = "float32"
+        with in_float32(self.layer):
             return self.layer(*args, **kwargs)
-        finally:
-            for part, policy in policies:
-                part.dtype_policy = policy
+
+
+@contextmanager
+def in_float32(layer: Any) -> Iterator[None]:
+    """Lets a layer, with all that is nested in it, compute in float32 meanwhile, where its weights are float32."""
+    parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
+    policies = [(part, part.dtype_policy) for part in parts if part.variable_dtype == "float32"]
+    try:
+        for part, _ in policies:
+            part.dtype_policy = "float32"
+        yield
+    finally:
+        for part, policy in policies:
+            part.dtype_policy = policy
 
 
 def given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -33,6 +33,6 @@ def load_model(path: str | Path, compile: bool = False, image_size: int | tuple[
         raise ValueError(f"{path} is not a whole .keras file: it is truncated or of another format.")
     try:
         model = keras.saving.load_model(path, compile=compile, safe_mode=True)
-    except (zipfile.BadZipFile, KeyError, OSError, TypeError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded as a Keras model: {error}") from error
     return model if image_size is None else resize(model, image_size)

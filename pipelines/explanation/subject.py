@@ -128,6 +128,17 @@ class Subject:
         return index
 
 
+def _grid_of(path: Path, classifier: Classifier) -> tuple[int, int] | None:
+    """Returns the grid of patches of a file that gives its attention."""
+    grids = read_grids(path.read_bytes())
+    if not grids:
+        return None
+    (height, width), tokens = grids[0], classifier.num_tokens
+    if height * width > tokens:
+        raise ValueError(f"{path} must give attention on its grid. Received: {height}x{width} patches, {tokens} tokens")
+    return grids[0]
+
+
 def load_subject(path: str | Path) -> Subject:
     """Opens a run's folder, a `.keras` file or a `.tflite` file.
 
@@ -139,7 +150,6 @@ def load_subject(path: str | Path) -> Subject:
     if path.suffix == ".tflite":
         try_file(path)
         classifier = Classifier(path)
-        grids = read_grids(path.read_bytes())
         return Subject(
             path.name.removesuffix(".tflite"),
             path,
@@ -148,7 +158,7 @@ def load_subject(path: str | Path) -> Subject:
             classifier.logits,
             framing_of(path),
             file=classifier,
-            grid=grids[0] if grids else None,
+            grid=_grid_of(path, classifier),
         )
     if path.suffix == ".keras":
         model = vit_keras.load_model(path)

@@ -1,5 +1,7 @@
 """The dense layer of our blocks, weights with those of LoRA merged into them, and what is frozen."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -80,12 +82,21 @@ def lora_update(dense: keras.layers.Layer) -> np.ndarray:
 
 def plain_config(layer: keras.layers.Layer) -> dict:
     """Returns a layer's configuration without LoRA: what is built from it takes the layer's `merged_weights`."""
-    return {key: value for key, value in layer.get_config().items() if key not in ("lora_rank", "lora_alpha")}
+    return _without_lora(layer.get_config())
+
+
+def _without_lora(config: Any) -> Any:
+    """A configuration without LoRA, in what is nested in it too."""
+    if isinstance(config, dict):
+        return {key: _without_lora(value) for key, value in config.items() if key not in ("lora_rank", "lora_alpha")}
+    return [_without_lora(value) for value in config] if isinstance(config, list) else config
 
 
 def take_weights(copy: keras.layers.Layer, layer: keras.layers.Layer) -> None:
-    """Gives a copy of a layer its weights, those of LoRA merged, and what Keras computes of them beforehand."""
-    copy.set_weights(merged_weights(layer))
+    """Gives a copy of a layer its weights, those of LoRA merged unless the copy has LoRA itself, and what Keras
+    computes of them beforehand."""
+    has_lora = len(copy.weights) == len(layer.weights)
+    copy.set_weights(layer.get_weights() if has_lora else merged_weights(layer))
     for part in copy._flatten_layers():
         if isinstance(part, keras.layers.Normalization):
             part.finalize_state()

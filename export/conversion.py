@@ -34,6 +34,7 @@ SENSITIVITY_PICTURES = 32
 """Pictures that a layer's effect on the logits is measured on."""
 RANGES_PICTURES = 64
 """Pictures that the ways to choose ranges are compared on."""
+_PARENT = os.getppid()
 _MOST_STEPS = 2.0**31 / 1.01
 """Steps that a bias may be long."""
 _FINEST = 2.0**30
@@ -100,6 +101,8 @@ def main(job: Path, converter: Converter) -> None:
             _try(name, content)
         told = {part: description[part] for part in ("labels", "name", "grids", "output")}
         content = with_metadata(content, **told, description=kind.summary)
+        if os.getppid() != _PARENT:
+            sys.exit("Whoever asked for the files has ended.")
         with replacing(target) as temporary:
             temporary.write_bytes(content)
     errors = {}

@@ -347,7 +347,11 @@ def _start_child() -> subprocess.Popen[str]:
 
 def _run(child: subprocess.Popen[str], job: str) -> None:
     """Lets the child convert what is in the folder of a job."""
-    _, printed = child.communicate(f"{job}\n")
+    try:
+        _, printed = child.communicate(f"{job}\n")
+    except BaseException:
+        child.kill()  # It would go on, and put its files where others stand again.
+        raise
     logger.debug("%s", printed)
     if child.returncode:
         if os.strerror(errno.ENOSPC) in printed:

@@ -264,7 +264,7 @@ def prove(folder: RunFolder, config: ExportConfig, evaluation: Evaluation, image
     """Holds every file against the Keras model, on pictures of one size; what was measured before an interruption is
     not measured again."""
     files = {kind: folder.tflite_file(kind) for kind in config.kinds if folder.tflite_file(kind).exists()}
-    relaxations = {kind: dataclasses.asdict(found) for kind, found in read_relaxations(folder).items()}
+    relaxations = {k: {**vars(found), "layers": list(found.layers)} for k, found in read_relaxations(folder).items()}
     agreements = {kind: _agreement(folder, kind, file, evaluation, images) for kind, file in files.items()}
     latencies = measure_latency(files, images[0], config.threads)
     return [

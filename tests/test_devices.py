@@ -442,8 +442,8 @@ def test_damaged_files_do_not_take_their_reader_along(files, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "at most"),
-        (b"TFL3", "at most"),
+        (b"", "of 9 to 4,294,967,296 bytes"),
+        (b"TFL3", "of 9 to 4,294,967,296 bytes"),
         (b"\0" * 100, "TFL3"),
         (b"\xff\xff\xff\x7fTFL3" + b"\xff" * 100, "damaged"),
     ],

@@ -691,10 +691,10 @@ def test_a_file_of_no_run_is_not_evaluated(float32, tmp_path):
         running.evaluate(tmp_path / "m.tflite")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_export_that_is_ended_says_what_is_there(run_copy, monkeypatch, capsys, number):
+@pytest.mark.parametrize("end", [interrupt, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["Ctrl+C", "SIGTERM"])
+def test_an_export_that_is_ended_says_what_is_there(run_copy, monkeypatch, capsys, end):
     before = sums(run_copy / "export")
-    monkeypatch.setattr(exporting, "to_tflite_files", lambda *args, **kwargs: os.kill(os.getpid(), number))
+    monkeypatch.setattr(exporting, "to_tflite_files", lambda *args, **kwargs: end())
     handler = signal.getsignal(signal.SIGTERM)
     assert cli.main(["export", str(run_copy), "--kinds", "float32", "--overwrite"]) == 130
     assert "either the old ones or the new; the same command makes them anew" in capsys.readouterr().err
@@ -705,22 +705,21 @@ def test_an_export_that_is_ended_says_what_is_there(run_copy, monkeypatch, capsy
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-@pytest.mark.parametrize("kind", ["full_int8", "int16x8"])
-def test_what_shall_be_integer_throughout_and_cannot_is_refused(tmp_path, kind):
+def test_what_shall_be_integer_throughout_and_cannot_is_refused(tmp_path):
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
     x = keras.layers.Dense(8, activation="softplus", name="soft")(x)
     keras.Model(inputs, keras.layers.Dense(10)(x)).save(tmp_path / "m.keras")
-    given = {"kinds": kind, "saved_model": False}
+    given = {"kinds": "full_int8,int16x8", "saved_model": False}
     config = RunConfig(data="digits", export=ExportConfig(**given, integer_only=True))
-    with pytest.raises(ValueError, match=rf"integer_only must be left out.* EXP of soft in {kind}"):
+    with pytest.raises(ValueError, match=r"integer_only must be left out.* EXP of soft in full_int8.* in int16x8"):
         running.export_model(tmp_path / "m.keras", config)
     assert not list(tmp_path.rglob("*.tflite"))
     report = running.export_model(tmp_path / "m.keras", replace(config, export=ExportConfig(**given)))
-    assert [artefact["integer_only"] for artefact in report["artefacts"]] == [False]
+    assert [artefact["integer_only"] for artefact in report["artefacts"]] == [False, False]
     with pytest.raises(ValueError, match="integer_only must be left out"):
         running.export_model(tmp_path / "m.keras", config)
-    assert len(list(tmp_path.rglob("*.tflite"))) == 1  # It was not made for this.
+    assert len(list(tmp_path.rglob("*.tflite"))) == 2  # They were not made for this.
     with pytest.raises(ValueError, match=r"full_int8 or int16x8 with export.integer_only\. Received: .*=static_int8$"):
         ExportConfig(targets="cpu", integer_only=True)
 

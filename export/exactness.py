@@ -14,13 +14,16 @@ INEXACT_MIXED = 0.02
 """... and of a model that may compute in half precision in spite of the policy that it is given here."""
 
 
-def check_copy(model: keras.Model, copy: keras.Model, pictures: np.ndarray | None = None) -> None:
+def check_copy(model: keras.Model, copy: keras.Model, pictures: np.ndarray | None = None) -> np.ndarray:
     """Holds a rewritten model against the given one on two pictures: what does not agree was misunderstood.
 
     Args:
         model: The model.
         copy: Its copy; logits are its first output.
         pictures: Sample pictures, `(n, H, W, 3)`, 0 to 255; noise if `None`.
+
+    Returns:
+        What the copy gives of them: see `scores_of`.
 
     Raises:
         ValueError: the two do not agree.
@@ -34,6 +37,7 @@ def check_copy(model: keras.Model, copy: keras.Model, pictures: np.ndarray | Non
             "the largest. A layer of its own may draw random numbers outside training, or keep more than its weights "
             f"and its configuration say. Received: model={model.name!r}"
         )
+    return found
 
 
 def scores_of(model: keras.Model, pictures: np.ndarray | None = None) -> np.ndarray:

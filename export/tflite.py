@@ -21,7 +21,7 @@ from vit_keras.graph import as_classifier
 from .attention import OUTPUT as ATTENTION_OUTPUT
 from .attention_rows import patch_grid
 from .calibrate import RANGES, sample
-from .exactness import check_copy, gives_chances, scores_of
+from .exactness import check_copy, gives_chances
 from .files import ALMOST_FULL, disk_full, free_bytes, refuse_existing, saying_what_is_full
 from .framing import check_image_sizes
 from .inspection import ending
@@ -241,8 +241,9 @@ def _convert(
         changes = {"with_attention": options.with_attention, "merge_tokens": options.merge_tokens}
         lean = rewrite(model, options.rewrites, pictures, **changes)
         # Merging alone changes what is computed.
-        check_copy(model, rewrite(model, options.rewrites, pictures) if options.merge_tokens else lean, pictures)
-        chances = gives_chances(scores_of(lean, pictures))
+        exact = rewrite(model, options.rewrites, pictures) if options.merge_tokens else lean
+        chances = gives_chances(check_copy(model, exact, pictures))
+        del exact
         if chances and options.output == "logits":
             logger.warning("%s ends in a softmax that cannot be taken off: files give probabilities.", model.name)
             options = replace(options, output="probabilities")

@@ -13,42 +13,17 @@ from .inference_layers import InferenceMLP, InferenceNormalization
 
 
 @keras.saving.register_keras_serializable("vit_keras")
-class InferencePooling(keras.layers.Layer):
+class InferencePooling(AttentionPooling):
     """What `AttentionPooling` gives, without queries, keys and the values of all tokens.
 
     A head's score of a token is `q @ (x @ W_k) = x @ (W_k @ q)`, where `q` is a constant: one product with a column for
     each head. Its result is `softmax @ (x @ W_v) = (softmax @ x) @ W_v`.
 
-    Args:
-        num_heads: Number of heads H, >= 1; must divide the width D of the input.
-        mlp_dim: Hidden width of the MLP.
-        norm_epsilon: Added to the variance in the LayerNorm, > 0.
-        approximate_gelu: Whether the MLP's GELU is approximated by a tanh; exact otherwise.
-
-    Call arguments:
-        tokens: `(B, N, D)`.
-        return_attention_scores: Whether to return the attention weights too.
-
-    Returns:
-        `(B, D)`, or with `return_attention_scores` the pair of it and the softmax weights, `(B, H, 1, N)`.
+    Arguments, what it takes and what it gives are those of `AttentionPooling`.
 
     Reference:
         Zhai et al., "Scaling Vision Transformers" (arXiv:2106.04560), section 3.2.
     """
-
-    def __init__(
-        self,
-        num_heads: int,
-        mlp_dim: int,
-        norm_epsilon: float = 1e-6,
-        approximate_gelu: bool = False,
-        **kwargs,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.norm_epsilon = norm_epsilon
-        self.approximate_gelu = approximate_gelu
 
     def build(self, input_shape) -> None:
         dim, policy = input_shape[-1], self.dtype_policy
@@ -70,22 +45,6 @@ class InferencePooling(keras.layers.Layer):
         y = y + self.mlp(self.norm(y))
         y = ops.reshape(y, (-1, dim))  # (B, D)
         return (y, weights[:, :, None]) if return_attention_scores else y
-
-    def compute_output_spec(self, tokens, return_attention_scores: bool = False):
-        batch, count, dim = tokens.shape
-        y = keras.KerasTensor((batch, dim), dtype=self.compute_dtype)
-        if not return_attention_scores:
-            return y
-        return y, keras.KerasTensor((batch, self.num_heads, 1, count), dtype=self.compute_dtype)
-
-    def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "norm_epsilon": self.norm_epsilon,
-            "approximate_gelu": self.approximate_gelu,
-        }
 
     @classmethod
     def of(cls, layer: AttentionPooling, name: str) -> "InferencePooling":

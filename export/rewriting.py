@@ -231,7 +231,7 @@ class _Emitter:
 
     def _visited(self, copy, *args, **kwargs):
         """What a layer gives; of one that pools by attention, it is kept how."""
-        if not self.attention or not isinstance(copy, (AttentionPooling, InferencePooling)):
+        if not self.attention or not isinstance(copy, AttentionPooling):
             return copy(*args, **kwargs)
         y, weights = copy(*args, **{**kwargs, "return_attention_scores": True})  # (B, D), (B, H, 1, N)
         self.attention.pooled = ops.mean(weights, axis=1)  # (B, 1, N)

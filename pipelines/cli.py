@@ -5,11 +5,9 @@ Imports no TensorFlow before a command runs, so that `--help` answers at once.
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jsonargparse
@@ -20,7 +18,7 @@ from vit_keras.export.platforms import PLATFORMS
 from vit_keras.export.targets import TARGETS, chosen_targets
 
 from .cli_explain import add_explain, add_probe, explain, probe
-from .cli_parts import add_overwrite, asked, quiet_tensorflow
+from .cli_parts import add_overwrite, asked, ended_as_by_hand, quiet_tensorflow
 from .cli_tune import add_tune, tune
 from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
 from .parsing import ConfigFile, Parser
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         logging.getLogger("vit_keras").setLevel(logging.INFO if options.verbose else logging.WARNING)
         replaces = options.command == "export" and bool(options.export.get("overwrite"))
-        with _ended_as_by_hand():
+        with ended_as_by_hand():
             return commands[options.command](options[options.command]) or 0
     except KeyboardInterrupt:
         on = "the same command without --overwrite goes on where it was"
@@ -49,19 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"vit-keras: error: {_sentence(error)}", file=sys.stderr)
         return 2
-
-
-@contextmanager
-def _ended_as_by_hand() -> Iterator[None]:
-    """Lets SIGTERM, by which systems end programs, do what Ctrl+C does: what was set aside comes back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 Command = Callable[[Any], int | None]

@@ -1,8 +1,11 @@
 """What several commands share. Imports no TensorFlow at the top."""
 
 import os
+import signal
+import threading
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .parsing import Parser
 
@@ -28,3 +31,16 @@ def add_overwrite(parser: Parser) -> None:
     """Adds `--overwrite` to a command."""
     # No setting: `--print_config` leaves it out, so that `--config` takes what that prints.
     parser.add_argument("--overwrite", default=SUPPRESS, action="store_true", help="Replace what is there already.")
+
+
+@contextmanager
+def ended_as_by_hand() -> Iterator[None]:
+    """Lets SIGTERM, by which systems end programs, do what Ctrl+C does: what was set aside comes back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

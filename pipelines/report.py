@@ -200,7 +200,7 @@ def sensitivity_rows(errors: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
     """
     rows: dict[str, dict[str, str]] = {}
     blank = {f"{kind}, {what}": "" for kind in errors for what in ("results", "logits")}
-    for kind, found in errors.items():
+    for kind, found in sorted(errors.items(), key=lambda item: -len(item[1])):  # The one with most layers has all.
         for error in found:
             row = rows.setdefault(error["layer"], {"layer": error["layer"], **blank})
             row |= {f"{kind}, results": f"{error['own']:.2g}", f"{kind}, logits": f"{error['alone']:.2g}"}

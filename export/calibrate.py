@@ -105,6 +105,8 @@ class Observed:
         """
         way = {"minmax": "_whole", "closest": "_whole", "percentile": "_inner", "mse": "_least_error"}[ranges]
         low, high = getattr(self, way)
+        if max(-low, high) < _NOTHING:  # All that is there may have been cut.
+            low, high = self._whole
         if max(-low, high) < _NOTHING:
             low, high = 0.0, 1.0
         if self.symmetric:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from vit_keras.export import KINDS, Classifier, to_tflite
-from vit_keras.export.calibrate import observe
+from vit_keras.export.calibrate import Observed, observe
 from vit_keras.export.conversion import quantize
 from vit_keras.export.quantize import Kind, Rule
 from vit_keras.export.rounding import Gram, Rounding, compensated, dequantized, products
@@ -267,3 +267,10 @@ def test_a_dead_layer_leaves_the_bias_behind_it(pictures, tmp_path):
     model.layers[-1].bias.assign([0.0, 1.0, 2.0, 3.0])
     for kind, found in calibrated(model, pictures, tmp_path).items():
         np.testing.assert_allclose(found, [[0, 1, 2, 3]] * len(pictures), atol=0.05, err_msg=kind)
+
+
+def test_what_is_there_at_all_is_not_cut_to_nothing():
+    few = Observed(np.zeros((1, 1), "f4"), np.full((1, 1), 7, "f4"), np.zeros(1000, "f4"))
+    assert [float(end.item()) for end in few.cut("percentile")] == [0, 7]
+    none = Observed(np.zeros((1, 1), "f4"), np.zeros((1, 1), "f4"), np.zeros(1000, "f4"))
+    assert [float(end.item()) for end in none.cut("percentile")] == [0, 1]

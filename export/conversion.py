@@ -84,9 +84,9 @@ def main(job: Path, converter: Converter) -> None:
         kind = own.settled(_as_told(name, description), pictures)
         if kind.cuts:
             ranges[name] = kind.ranges
-        if name in description["max_drop"] and kind.rules:
+        if name in description["max_drop"] and (kind.rules or description["merges"]):
             validation = np.load(job / "validation.npz", allow_pickle=False)
-            kind, found = _within_budget(own, kind, validation, description["max_drop"][name])
+            kind, found = _within_budget(own, kind, validation, description["accuracy"], description["max_drop"][name])
             results[name] = dataclasses.asdict(found)
         content = merged({signature: graph.make(kind) for signature, graph in graphs.items()})
         if kind.integer_only and kind.input_dtype != "float32" and (left := Classifier(content).float_operators()):
@@ -221,19 +221,27 @@ def _pictures(folder: Path) -> np.ndarray:
     return np.load(file, "r", allow_pickle=False) if file.exists() else np.zeros(0, "float32")
 
 
-def _within_budget(graph: Graph, kind: Kind, validation, max_drop: float) -> tuple[Kind, Relaxation]:
-    """Relaxes as few layers of a kind as keep the budget; returns the relaxed kind, and what was done."""
+def _within_budget(
+    graph: Graph, kind: Kind, validation: Mapping[str, np.ndarray], exact: float, max_drop: float
+) -> tuple[Kind, Relaxation]:
+    """Relaxes as few layers of a kind as keep the budget; returns the relaxed kind, and what was done.
+
+    Args:
+        graph: The model as files have it.
+        kind: The kind.
+        validation: `images` and `labels`.
+        exact: The model's accuracy on them, in percent.
+        max_drop: Points below that.
+    """
     images, labels = validation["images"], validation["labels"]
 
-    def accuracy(content: bytes) -> float:
-        return 100 * float((Classifier(content).logits(images).argmax(axis=1) == labels).mean())
-
-    exact = accuracy(graph.float32)
-
     def drop_of(layers: tuple[str, ...]) -> float:
-        return exact - accuracy(graph.make(kind.relaxed(layers)))
+        found = Classifier(graph.make(kind.relaxed(layers))).logits(images).argmax(axis=1)
+        return exact - 100 * float((found == labels).mean())
 
     def most_sensitive_first() -> list[str]:
+        if not kind.rules:  # Nothing is quantised: what is lost, merged patches lose.
+            return []
         errors = layer_errors(graph.float32, kind, images[:SENSITIVITY_PICTURES], graph.make)
         return [error.layer for error in sorted(errors, key=lambda error: -error.alone)]
 

@@ -12,6 +12,8 @@ INEXACT = 1e-3
 """Relative difference of logits from which on a rewritten float32 model is not the one that was given, ..."""
 INEXACT_MIXED = 0.02
 """... and of a model that may compute in half precision in spite of the policy that it is given here."""
+_BATCH = 32
+"""Pictures that a model of any batch is shown at a time."""
 
 
 def check_copy(model: keras.Model, copy: keras.Model, pictures: np.ndarray | None = None) -> np.ndarray:
@@ -49,8 +51,28 @@ def scores_of(model: keras.Model, pictures: np.ndarray | None = None) -> np.ndar
     """
     count = model.input_shape[0] or 2
     noise = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape[1:]))
-    shown = np.resize(noise if pictures is None else pictures[:count], noise.shape)
-    shown = np.rint(shown).astype("float32")  # Whole numbers, which an input of integers does not cut.
+    return _scores(model, np.resize(noise if pictures is None else pictures[:count], noise.shape))
+
+
+def accuracy_of(model: keras.Model, pictures: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of pictures, `(n, H, W, 3)`, that a model classifies rightly in float32, in percent.
+
+    Args:
+        model: The model; scores are its first output.
+        pictures: Pixels 0 to 255.
+        labels: Integers, `(n,)`.
+    """
+    step = model.input_shape[0] or _BATCH
+    found = []
+    for i in range(0, len(pictures), step):
+        batch = pictures[i : i + step]
+        shown = np.resize(batch, (step, *batch.shape[1:])) if model.input_shape[0] else batch
+        found.append(_scores(model, shown)[: len(batch)].argmax(axis=1))
+    return 100 * float((np.concatenate(found) == labels).mean())
+
+
+def _scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
+    shown = np.rint(pictures).astype("float32")  # Whole numbers, which an input of integers does not cut.
     with in_float32(model), _all_digits():
         scores = keras.tree.flatten(model(shown, training=False))[0]
     return keras.ops.convert_to_numpy(keras.ops.cast(scores, "float32"))

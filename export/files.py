@@ -94,11 +94,16 @@ def set_aside(folder: str | Path, names: Iterable[str], kept: Iterable[str] = ()
     remove(done)
 
 
+def has_set_aside(folder: str | Path) -> bool:
+    """Whether something of a folder is out of the way: see `set_aside`."""
+    return (Path(folder) / _ASIDE).is_dir()
+
+
 def bring_back(folder: str | Path) -> None:
     """Brings back what `set_aside` has taken out of the way in a folder, if the program was killed then."""
     folder = Path(folder)
     place = folder / _ASIDE
-    for path in sorted(place.iterdir()) if place.is_dir() else ():
+    for path in sorted(place.iterdir()) if has_set_aside(folder) else ():
         if path.name.startswith(PARTIAL):
             continue
         remove(folder / path.name.removesuffix(_ABSENT))

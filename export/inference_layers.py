@@ -4,7 +4,51 @@ import keras
 import numpy as np
 from keras import ops
 
+from vit_keras.layers import PatchEmbedding
 from vit_keras.layers.blocks import gelu
+
+
+@keras.saving.register_keras_serializable("vit_keras")
+class InferencePatches(PatchEmbedding):
+    """A patch embedding whose convolution takes each row of a patch's pixels as the channels of one pixel.
+
+    Three channels a convolution for integers fills up to eight, and computes with the zeros; P rows of 3P it takes as
+    they are. The bytes of picture and kernel stay where they were.
+
+    Args:
+        patch_size: Side P of a patch in pixels, >= 1; must divide the picture's height and width.
+        hidden_dim: Width D of a token.
+
+    Call arguments:
+        images: `(B, H, W, C)`.
+
+    Returns:
+        `(B, H/P * W/P, D)`.
+
+    Reference:
+        Dosovitskiy et al. (arXiv:2010.11929), equation 1.
+    """
+
+    def build(self, input_shape) -> None:
+        _, columns = self.grid_size(input_shape)
+        size, (batch, height, _, channels) = self.patch_size, input_shape
+        self.row_shape = height, columns, size * channels
+        self.projection = keras.layers.Conv2D(
+            self.hidden_dim,
+            (size, 1),
+            strides=(size, 1),
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="projection",
+        )
+        self.projection.build((batch, *self.row_shape))
+
+    def call(self, images):
+        return super().call(ops.reshape(images, (-1, *self.row_shape)))
+
+    def rows(self, kernel: np.ndarray) -> np.ndarray:
+        """Returns a `PatchEmbedding`'s kernel, `(P, P, C, D)`, as this layer has it, `(P, 1, P * C, D)`."""
+        return kernel.reshape(self.patch_size, 1, -1, self.hidden_dim)
 
 
 @keras.saving.register_keras_serializable("vit_keras")

@@ -31,7 +31,13 @@ from vit_keras.weights import resize
 
 from .attention_rows import AttentionRows, patch_grid
 from .folding import Product, after_affine, centred, product_of, scaled, weights_of, without_biases
-from .inference_layers import InferenceAttention, InferenceMLP, InferenceNormalization, InferenceReadout
+from .inference_layers import (
+    InferenceAttention,
+    InferenceMLP,
+    InferenceNormalization,
+    InferencePatches,
+    InferenceReadout,
+)
 from .inference_pooling import InferencePooling, folded
 from .merging import TokenMerging, TokenUnmerging, merged_after
 from .quantize import check_merging
@@ -43,6 +49,7 @@ logger = logging.getLogger(__name__)
 REWRITES: dict[str, str] = {
     "layer_norm": "Keras's own LayerNorms are computed as ours are, for which TensorFlow Lite has integer kernels",
     "normalisation": "mean and standard deviation of the pictures move into the patch projection",
+    "patches": "a row of a patch's pixels becomes the channels of one, of which convolutions want more than three",
     "layer_scale": "LayerScale's factors move into the products before them",
     "query_scale": "the attention's factor moves into the product of the queries",
     "affine": "gamma and beta of LayerNorms move into the products after them",
@@ -262,7 +269,10 @@ class _Emitter:
             scale, offset = (np.broadcast_to(np.ravel(v), kernel.shape[2]) for v in (rescaling.scale, rescaling.offset))
             bias = bias + np.einsum("hwcd,c->d", kernel, offset)
             kernel = kernel * scale[:, None]
-        copy = PatchEmbedding(layer.patch_size, layer.hidden_dim, name=layer.name)
+        made = InferencePatches if "patches" in self.names else PatchEmbedding
+        copy = made(layer.patch_size, layer.hidden_dim, name=layer.name)
+        if isinstance(copy, InferencePatches):
+            kernel = copy.rows(kernel)
         return self._emit(copy, x, (self._centred(kernel), self._centred(bias)))
 
     def _added(self, layer, x):

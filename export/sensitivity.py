@@ -31,7 +31,7 @@ class Relaxation:
     """How a file was brought within a budget.
 
     Attributes:
-        drop: Accuracy lost on the validation pictures against float32, in points; negative for a gain.
+        drop: Accuracy lost on the validation pictures against the model in float32, in points; negative for a gain.
         first_drop: The same before any layer was relaxed.
         layers: Names of the layers that are computed more finely than the kind has it.
         within: Whether the drop is within the budget.

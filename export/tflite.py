@@ -21,7 +21,7 @@ from vit_keras.graph import as_classifier
 from .attention import OUTPUT as ATTENTION_OUTPUT
 from .attention_rows import patch_grid
 from .calibrate import RANGES, sample
-from .exactness import check_copy, gives_chances
+from .exactness import accuracy_of, check_copy, gives_chances
 from .files import ALMOST_FULL, disk_full, free_bytes, refuse_existing, saying_what_is_full
 from .framing import check_image_sizes
 from .inspection import ending
@@ -163,19 +163,20 @@ def to_tflite_within(
     """Exports a classifier as several kinds, each within a budget of accuracy: otherwise as `to_tflite_files`.
 
     Where a file loses more than the budget, the layers that lose most are computed more finely until it does not: with
-    activations quantised on the fly, in an integer-only kind with int16 activations, in `int4` with int8 weights.
+    activations quantised on the fly, in an integer-only kind with int16 activations, in `int4` with int8 weights. What
+    merged patches lose counts too; finer layers may not win it back.
 
     Args:
         calibration: Training pictures.
         validation: Pictures, `(n, H, W, 3)`, 0 to 255, and integer labels, `(n,)`: neither the calibration's nor the
             test's.
-        max_drop: Points of accuracy that a file may lose against float32 on the validation pictures, or kind to points;
-            kinds that are not named have no limit.
+        max_drop: Points of accuracy that a file may lose against the model, in float32 and without merged patches, on
+            the validation pictures, or kind to points; kinds that are not named have no limit.
 
     Returns:
         Kind to what was relaxed. A file that stays beyond the budget is written all the same; `within` says so.
     """
-    images, labels = validation
+    images, labels = map(np.asarray, validation)
     if not len(images) or len(images) != len(labels):
         raise ValueError(f"validation must hold pictures and as many labels. Received: {len(images)} and {len(labels)}")
     labels = check_class_indices(labels, "validation")
@@ -226,6 +227,11 @@ def _convert(
             f"paths must give each kind a file of its own. Received: {', '.join(map(str, paths.values()))}"
         )
     labels = None if options.labels is None else check_labels(options.labels, model.output_shape[-1])
+    if validation is not None and validation[0].shape[1:] != model.input_shape[1:]:
+        raise ValueError(
+            f"validation must hold pictures of the model's shape, {model.input_shape[1:]}. "
+            f"Received: shape={validation[0].shape}"
+        )
     options.check_for(kinds)
     calibrated = [kind for kind in kinds if KINDS[kind].calibrated or kind in sensitivity]
     rounded = options.rounding != "nearest" and any(KINDS[kind].rounds for kind in kinds)
@@ -243,6 +249,7 @@ def _convert(
         # Merging alone changes what is computed.
         exact = rewrite(model, options.rewrites, pictures) if options.merge_tokens else lean
         chances = gives_chances(check_copy(model, exact, pictures))
+        accuracy = None if validation is None else accuracy_of(exact, *validation)
         del exact
         if chances and options.output == "logits":
             logger.warning("%s ends in a softmax that cannot be taken off: files give probabilities.", model.name)
@@ -256,6 +263,8 @@ def _convert(
             "input_dtype": options.input_dtype,
             "output": options.output,
             "max_drop": dict(max_drop or {}),
+            "accuracy": accuracy,
+            "merges": options.merge_tokens > 0,
             "sensitivity": list(sensitivity),
             "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
         }

@@ -96,7 +96,7 @@ def export_files(folder: RunFolder, config: ExportConfig, model: keras.Model, da
         if not with_attention:
             _keep_relaxations(folder, files, found)
         for kind, file in files.items():
-            if kind in found and _refused(kind, found[kind], limits[kind]):
+            if kind in found and _refused(kind, found[kind], limits[kind], config.merge_tokens > 0):
                 remove(staged[kind])
             else:
                 staged[kind].replace(file)
@@ -241,13 +241,13 @@ def _keep_relaxations(folder: RunFolder, made: Iterable[str], found: dict[str, R
         folder.write_json(folder.relaxations, values)
 
 
-def _refused(kind: str, relaxation: Relaxation, limit: float) -> bool:
+def _refused(kind: str, relaxation: Relaxation, limit: float, merges: bool) -> bool:
     """Whether a file is of no use because it is beyond its kind's own limit; says of any limit when it is exceeded."""
     if relaxation.within:
         return False
     logger.warning(
-        "%s loses %.2f points on the validation pictures, more than %.2f, with all layers relaxed.",
-        *(kind, relaxation.drop, limit),
+        "%s loses %.2f points on the validation pictures, more than %.2f, with all layers relaxed.%s",
+        *(kind, relaxation.drop, limit, " A smaller merge_tokens loses less." if merges else ""),
     )
     if KINDS[kind].max_drop is None:
         return False

@@ -5,13 +5,13 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vit_keras.export.files import is_whole, remove, replacing
+from vit_keras.export.files import alone, bring_back, has_set_aside, is_whole, remove, replacing
 from vit_keras.export.framing import Framing
 
 from .config import RunConfig
@@ -107,6 +107,12 @@ class RunFolder:
             raise FileExistsError(f"{self.path} exists and is no run; choose another folder with --out.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_text(self.config_file, write_yaml(config.to_dict()))
+
+    def recover(self) -> None:
+        """Brings back the files that a killed export has taken out of the way, unless another is at work on them."""
+        if has_set_aside(self.export):
+            with suppress(FileExistsError), alone(self.path, "export"):
+                bring_back(self.export)
 
     def clear(self) -> None:
         """Removes what a run has written but its configuration, which says that the folder is one, and nothing else."""

@@ -104,9 +104,10 @@ def evaluate(path: str | Path) -> Evaluation:
     """
     path = Path(path)
     is_file = path.suffix == ".tflite"
-    if is_file:
-        try_file(path)
     folder = run_of(path) if is_file else RunFolder(path)
+    if is_file:
+        folder.recover()
+        try_file(path)
     if is_file and not folder.config_file.is_file():
         raise FileNotFoundError(f"{path} must lie in the export/ of a run: on its test pictures it is evaluated.")
     data = _load(folder.load_config())

@@ -11,7 +11,7 @@ from vit_keras.export import KINDS, TARGETS, build_page, inspect_file, page_serv
 from vit_keras.export.page import check_classifier
 from vit_keras.messages import nearest
 
-from .run_folder import RunFolder, framing_of, labels_of
+from .run_folder import RunFolder, framing_of, labels_of, run_of
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,11 @@ def chosen_file(path: Path, kind: str | None = None) -> Path:
     if path.suffix == ".tflite":
         if kind is not None:
             raise ValueError(f"kind belongs to a run's folder. Received: kind={kind!r} for {path}")
+        run_of(path).recover()
         return path
     run = RunFolder(path)
     run.load_config()
+    run.recover()
     kinds = [kind] if kind else list(dict.fromkeys([TARGETS["web"].kind, "float32"]))
     for file in (file(kind) for kind in kinds for file in (run.attention_file, run.tflite_file)):
         if file.is_file():

@@ -11,10 +11,12 @@ from vit_keras.export.inference_layers import (
     InferenceAttention,
     InferenceMLP,
     InferenceNormalization,
+    InferencePatches,
     InferenceReadout,
 )
 from vit_keras.export.inference_pooling import InferencePooling
 from vit_keras.export.rewriting import REWRITES, check_rewrites, rewrite
+from vit_keras.export.rounding import products
 from vit_keras.export.sensitivity import relative_error
 from vit_keras.export.smoothing import smoothed_channels
 from vit_keras.export.structure import Stream, as_flat, flatten
@@ -96,6 +98,28 @@ def test_every_rewrite_is_exact_alone_and_can_be_left_out(name, left_out):
     model = with_pixels(MODELS[name])
     assert_same(model, rewrite(model, [left_out] if left_out else []), pixels())
     assert_same(model, rewrite(model, [r for r in REWRITES if r != left_out]), pixels())
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 3), (12, 8, 1)])
+def test_rows_of_patches_are_projected_as_patches_are(shape, tmp_path):
+    check_layer(InferencePatches(4, 6), (2, *shape), (2, 6, 6), tmp_path)
+    pictures = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    layer, copy = PatchEmbedding(4, 6), InferencePatches(4, 6)
+    expected, _ = layer(pictures), copy(pictures)
+    kernel, bias = layer.get_weights()
+    copy.set_weights([copy.rows(kernel), bias + 1])
+    np.testing.assert_allclose(copy(pictures), expected + 1, atol=1e-5)
+
+
+def test_patches_are_projected_with_a_row_of_pixels_as_channels(tmp_path):
+    model = with_pixels(MODELS["token"])
+    channels = {}
+    for rewrites in ([], ["patches"]):
+        file = to_tflite(model, tmp_path / "model.tflite", rewrites=rewrites, overwrite=True)
+        (product,) = (p for p in products(file.read_bytes()) if p.operator == "CONV_2D")
+        size = model.get_layer("patch_embedding").patch_size
+        channels[product.window] = product.weights.shape[1] // np.prod(product.window)
+    assert channels == {(size, size): 3, (size, 1): 3 * size}
 
 
 def test_each_rewrite_takes_operators_out(tmp_path):

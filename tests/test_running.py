@@ -33,6 +33,7 @@ from vit_keras.pipelines.config import DistillConfig, ExportConfig, FitConfig, I
 from vit_keras.pipelines.environment import environment
 from vit_keras.pipelines.prediction import predict
 from vit_keras.pipelines.run_folder import RunFolder, read_config
+from vit_keras.pipelines.webpage import chosen_file
 
 FILES = {
     "config.yaml",
@@ -642,6 +643,23 @@ def test_an_export_goes_on_where_one_that_replaced_files_was_killed(run_copy):
     (run_copy / "export" / "made.json").write_text("{}")
     running.export(run_copy)
     assert sums(run_copy / "export") == before
+
+
+def test_files_are_there_where_an_export_that_replaced_them_was_killed(run_copy):
+    export = run_copy / "export"
+    before, file = sums(export), export / "model.static_int8.tflite"
+    (export / ".partial.replaced").mkdir()
+    file.replace(export / ".partial.replaced" / file.name)
+    with alone(run_copy, "export"), pytest.raises(FileNotFoundError):  # Another export is at work there.
+        running.evaluate(file)
+    running.evaluate(file)
+    assert sums(export) == before
+    picture = run_copy / "history.png"
+    for use in (chosen_file, lambda file: chosen_file(file.parent.parent), lambda file: predict(file, [picture])):
+        (export / ".partial.replaced").mkdir()
+        file.replace(export / ".partial.replaced" / file.name)
+        use(file)
+        assert sums(export) == before
 
 
 def test_a_run_goes_on_where_an_export_that_replaced_files_was_killed(run_copy):

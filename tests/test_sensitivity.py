@@ -9,6 +9,7 @@ import pytest
 from vit_keras.export import KINDS, Classifier, to_tflite, to_tflite_within
 from vit_keras.export.calibrate import observe
 from vit_keras.export.conversion import Graph, quantize
+from vit_keras.export.exactness import accuracy_of
 from vit_keras.export.quantize import layer_of, layer_pattern
 from vit_keras.export.sensitivity import Relaxation, layer_errors, layers_of, relative_error, relax
 
@@ -132,9 +133,32 @@ def test_files_within_a_budget(model, pictures, tmp_path):
     assert paths["int4"].stat().st_size < paths["float32"].stat().st_size / 2
 
 
+def test_what_merged_patches_lose_counts(model, pictures, tmp_path):
+    labels = model.predict(pictures, verbose=0).argmax(axis=1)
+    paths = {kind: tmp_path / f"{kind}.tflite" for kind in ("float32", "dynamic_int8")}
+    found = to_tflite_within(model, paths, [pictures[:16]], (pictures, labels), 0, merge_tokens=0.5)
+    for kind, path in paths.items():
+        drop = 100 * (1 - np.mean(Classifier(path).logits(pictures).argmax(axis=1) == labels))
+        assert found[kind].drop == pytest.approx(drop)
+        assert found[kind].within == (drop <= 0)
+    assert found["float32"].drop > 0 and found["float32"].layers == ()
+
+
+@pytest.mark.parametrize("batch", [None, 5])
+def test_accuracy_of_a_model_whatever_its_batch(model, pictures, batch):
+    inputs = keras.Input(batch_shape=(batch, 8, 8, 3))
+    right = model.predict(pictures, verbose=0).argmax(axis=1)
+    right[:16] += 1
+    assert accuracy_of(keras.Model(inputs, model(inputs)), pictures, right) == 75
+
+
 @pytest.mark.parametrize(
     ("images", "max_drop", "words"),
-    [(np.zeros((0, 8, 8, 3)), 1, "0 and 0"), (np.zeros((2, 8, 8, 3)), -1, "max_drop=-1")],
+    [
+        (np.zeros((0, 8, 8, 3)), 1, "0 and 0"),
+        (np.zeros((2, 8, 8, 3)), -1, "max_drop=-1"),
+        (np.zeros((2, 9, 8, 3)), 1, r"\(8, 8, 3\)\. Received: shape=\(2, 9, 8, 3\)"),
+    ],
 )
 def test_wrong_budgets(model, tmp_path, images, max_drop, words):
     with pytest.raises(ValueError, match=words):

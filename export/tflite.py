@@ -368,8 +368,9 @@ def _run(child: subprocess.Popen[str], job: str) -> None:
             target = next(iter(json.loads(Path(job, "job.json").read_text())["targets"].values()), job)
             raise disk_full(job if free_bytes(job) < ALMOST_FULL else target)
         message = f"Conversion ended with {ending(child.returncode)}"
-        if child.returncode > 0:  # A signal comes unannounced.
-            message = ": ".join([message, "; ".join([line for line in printed.splitlines() if line.strip()][-2:])])
+        last = [line for line in printed.splitlines() if line.strip()][-2:]
+        if child.returncode > 0 and last:  # A signal comes unannounced.
+            message += f": {'; '.join(last)}"
         error = ChildProcessError(message)
         error.add_note(printed[-2000:])
         raise error

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,8 +15,10 @@ from vit_keras.export import (
     KINDS,
     Classifier,
     benchmark,
+    conversion,
     measure_latency,
     read_labels,
+    tflite,
     to_saved_model,
     to_tflite,
     to_tflite_files,
@@ -24,7 +27,7 @@ from vit_keras.export import (
 )
 from vit_keras.export.calibrate import least_error, observe, sample
 from vit_keras.export.conversion import Graph, _batches, quantize
-from vit_keras.export.files import alone, bring_back, replacing, set_aside
+from vit_keras.export.files import _lock, alone, bring_back, replacing, set_aside
 from vit_keras.export.framing import check_image_sizes
 from vit_keras.export.quantize import Kind
 from vit_keras.export.sensitivity import relative_error
@@ -342,6 +345,14 @@ def test_failed_conversion_leaves_nothing(model, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == ["tensorflow.py"]
 
 
+def test_a_conversion_whose_program_has_ended_leaves_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "_PARENT", -1)
+    monkeypatch.setattr(tflite, "_run", lambda _, job: conversion.main(Path(job), conversion.Converter()))
+    with pytest.raises(SystemExit, match="has ended"):
+        to_tflite(model, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("kind", "calibration", "words"),
     [
@@ -640,6 +651,17 @@ def test_two_programs_do_not_work_in_one_folder(tmp_path):
             pass
         (tmp_path / "a" / "file").write_text("kept")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file"]
+
+
+def test_a_lock_that_nobody_else_sees_is_none(tmp_path):
+    pytest.importorskip("fcntl", reason="this system locks no files")
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        assert _lock(file)
+        path.unlink()  # Whoever held it before has just left.
+        assert not _lock(file)
+        path.touch()  # And the next one has come.
+        assert not _lock(file)
 
 
 @pytest.mark.parametrize(("hidden_dim", "mlp_dim", "broken"), [(48, 96, "block_0_attention"), (64, 80, "block_0_mlp")])

@@ -1,11 +1,13 @@
 """Every preset: parameters as published at full depth, everything else at depth 2."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
 from harness import check_classifier, randomise_zeros
 
-from vit_keras import create_model, get_preset, list_models
+from vit_keras import create_model, get_preset, list_models, load_model
 from vit_keras.heads import classifier
 from vit_keras.models import deit, deit3, vit
 
@@ -209,6 +211,15 @@ def test_model_is_flat_and_loads_with_plain_keras(tmp_path):
     assert not any(isinstance(layer, keras.Model) for layer in model.layers)
     model.save(tmp_path / "m.keras")
     assert keras.models.load_model(tmp_path / "m.keras").count_params() == model.count_params()
+
+
+def test_a_file_of_endless_brackets_is_refused(tmp_path):
+    create_model("vit_micro_patch2_8", 4).save(tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as model, zipfile.ZipFile(tmp_path / "deep.keras", "w") as deep:
+        for name in model.namelist():
+            deep.writestr(name, "[" * 100_000 if name == "config.json" else model.read(name))
+    with pytest.raises(ValueError, match=r"deep\.keras cannot be loaded as a Keras model: "):
+        load_model(tmp_path / "deep.keras")
 
 
 def test_fit_on_arrays():

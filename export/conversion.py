@@ -80,13 +80,17 @@ def main(job: Path, converter: Converter) -> None:
     own = next(iter(graphs.values()))  # The model's own size: ranges, budgets and errors are measured on it.
     pictures = _pictures(job / next(iter(graphs)))
     results, remarks, ranges = {}, [], {}
+    budgets, merging = description["max_drop"], 0.0
+    if budgets and description["merges"]:
+        merging = _drop(own.float32, job, description)
     for name, target in description["targets"].items():
         kind = own.settled(_as_told(name, description), pictures)
         if kind.cuts:
             ranges[name] = kind.ranges
-        if name in description["max_drop"] and (kind.rules or description["merges"]):
-            validation = np.load(job / "validation.npz", allow_pickle=False)
-            kind, found = _within_budget(own, kind, validation, description["accuracy"], description["max_drop"][name])
+        if name in budgets and (kind.rules or description["merges"]):
+            found = Relaxation(merging, merging, (), merging <= budgets[name])
+            if kind.rules:
+                kind, found = _within_budget(own, kind, job, description, budgets[name], merging)
             results[name] = dataclasses.asdict(found)
         content = merged({signature: graph.make(kind) for signature, graph in graphs.items()})
         if kind.integer_only and kind.input_dtype != "float32" and (left := Classifier(content).float_operators()):
@@ -222,31 +226,38 @@ def _pictures(folder: Path) -> np.ndarray:
 
 
 def _within_budget(
-    graph: Graph, kind: Kind, validation: Mapping[str, np.ndarray], exact: float, max_drop: float
+    graph: Graph, kind: Kind, job: Path, description: dict[str, Any], max_drop: float, merging: float
 ) -> tuple[Kind, Relaxation]:
     """Relaxes as few layers of a kind as keep the budget; returns the relaxed kind, and what was done.
 
     Args:
         graph: The model as files have it.
         kind: The kind.
-        validation: `images` and `labels`.
-        exact: The model's accuracy on them, in percent.
-        max_drop: Points below that.
+        job: The job's folder.
+        description: The job's.
+        max_drop: Points that may be lost.
+        merging: Points that merged patches lose alone. No layer can win those back.
     """
-    images, labels = validation["images"], validation["labels"]
 
     def drop_of(layers: tuple[str, ...]) -> float:
-        found = Classifier(graph.make(kind.relaxed(layers))).logits(images).argmax(axis=1)
-        return exact - 100 * float((found == labels).mean())
+        return _drop(graph.make(kind.relaxed(layers)), job, description)
 
     def most_sensitive_first() -> list[str]:
-        if not kind.rules:  # Nothing is quantised: what is lost, merged patches lose.
+        if merging > max_drop:
             return []
-        errors = layer_errors(graph.float32, kind, images[:SENSITIVITY_PICTURES], graph.make)
+        images = np.load(job / "validation.npz", allow_pickle=False)["images"][:SENSITIVITY_PICTURES]
+        errors = layer_errors(graph.float32, kind, images, graph.make)
         return [error.layer for error in sorted(errors, key=lambda error: -error.alone)]
 
     found = relax(most_sensitive_first, drop_of, max_drop)
     return kind.relaxed(found.layers), found
+
+
+def _drop(content: bytes, job: Path, description: dict[str, Any]) -> float:
+    """Points of accuracy that a file loses against the model on the validation pictures."""
+    validation = np.load(job / "validation.npz", allow_pickle=False)
+    found = Classifier(content).logits(validation["images"]).argmax(axis=1)
+    return description["accuracy"] - 100 * float((found == validation["labels"]).mean())
 
 
 def quantize(float32: bytes, kind: Kind, observed: dict[str, Observed], rounding: Rounding | None = None) -> bytes:

@@ -51,7 +51,8 @@ def scores_of(model: keras.Model, pictures: np.ndarray | None = None) -> np.ndar
     """
     count = model.input_shape[0] or 2
     noise = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape[1:]))
-    return _scores(model, np.resize(noise if pictures is None else pictures[:count], noise.shape))
+    shown = np.resize(noise if pictures is None else pictures[:count], noise.shape)
+    return _scores(model, np.rint(shown))  # Whole numbers, which an input of integers does not cut.
 
 
 def accuracy_of(model: keras.Model, pictures: np.ndarray, labels: np.ndarray) -> float:
@@ -72,9 +73,8 @@ def accuracy_of(model: keras.Model, pictures: np.ndarray, labels: np.ndarray) ->
 
 
 def _scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
-    shown = np.rint(pictures).astype("float32")  # Whole numbers, which an input of integers does not cut.
     with in_float32(model), _all_digits():
-        scores = keras.tree.flatten(model(shown, training=False))[0]
+        scores = keras.tree.flatten(model(pictures.astype("float32"), training=False))[0]
     return keras.ops.convert_to_numpy(keras.ops.cast(scores, "float32"))
 
 

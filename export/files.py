@@ -1,6 +1,7 @@
 """Writing files and folders whole or not at all."""
 
 import errno
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,8 @@ from typing import IO
 
 ALMOST_FULL = 2**16
 """A disk with fewer free bytes is taken to be the reason of a failed write."""
-
+LOCKS = importlib.util.find_spec("fcntl") is not None
+"""Whether files can be locked; on Windows they cannot."""
 
 PARTIAL = ".partial."
 """How the name of what is not whole yet begins."""
@@ -141,10 +143,10 @@ def alone(folder: str | Path, doing: str) -> Iterator[None]:
 
 def _lock(file: IO[str]) -> bool:
     """Locks an open file for this process, where the system can; whether that went well."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock.
+    if not LOCKS:
         return True
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -12,8 +12,8 @@ from vit_keras.layers.blocks import gelu
 class InferencePatches(PatchEmbedding):
     """A patch embedding whose convolution takes each row of a patch's pixels as the channels of one pixel.
 
-    Three channels a convolution for integers fills up to eight, and computes with the zeros; P rows of 3P it takes as
-    they are. The bytes of picture and kernel stay where they were.
+    Kernels for integers fill three channels up, to eight on the CPUs where that was measured, and compute with the
+    zeros. The values of picture and kernel stay in their order.
 
     Args:
         patch_size: Side P of a patch in pixels, >= 1; must divide the picture's height and width.
@@ -25,14 +25,16 @@ class InferencePatches(PatchEmbedding):
     Returns:
         `(B, H/P * W/P, D)`.
 
+    Raises:
+        ValueError: a picture size that `patch_size` does not divide, or one that is not known when building.
+
     Reference:
         Dosovitskiy et al. (arXiv:2010.11929), equation 1.
     """
 
     def build(self, input_shape) -> None:
-        _, columns = self.grid_size(input_shape)
-        size, (batch, height, _, channels) = self.patch_size, input_shape
-        self.row_shape = height, columns, size * channels
+        self.grid_size(input_shape)
+        size = self.patch_size
         self.projection = keras.layers.Conv2D(
             self.hidden_dim,
             (size, 1),
@@ -41,10 +43,14 @@ class InferencePatches(PatchEmbedding):
             dtype=self.dtype_policy,
             name="projection",
         )
-        self.projection.build((batch, *self.row_shape))
+        self.projection.build((input_shape[0], *self._in_rows(input_shape)))
 
     def call(self, images):
-        return super().call(ops.reshape(images, (-1, *self.row_shape)))
+        return super().call(ops.reshape(images, (-1, *self._in_rows(images.shape))))  # (B, H, W/P, P * C)
+
+    def _in_rows(self, shape) -> tuple[int, int, int]:
+        _, height, width, channels = shape
+        return height, width // self.patch_size, self.patch_size * channels
 
     def rows(self, kernel: np.ndarray) -> np.ndarray:
         """Returns a `PatchEmbedding`'s kernel, `(P, P, C, D)`, as this layer has it, `(P, 1, P * C, D)`."""

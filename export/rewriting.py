@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 REWRITES: dict[str, str] = {
     "layer_norm": "Keras's own LayerNorms are computed as ours are, for which TensorFlow Lite has integer kernels",
     "normalisation": "mean and standard deviation of the pictures move into the patch projection",
-    "patches": "a row of a patch's pixels becomes the channels of one, of which convolutions want more than three",
+    "patches": "the pixels of a patch's row become channels of one pixel: kernels for integers fill three channels up",
     "layer_scale": "LayerScale's factors move into the products before them",
     "query_scale": "the attention's factor moves into the product of the queries",
     "affine": "gamma and beta of LayerNorms move into the products after them",

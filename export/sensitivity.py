@@ -112,7 +112,7 @@ def relax(
     every layer, but a try costs a conversion and a validation.
 
     Args:
-        order: Gives the layers, the most sensitive first; called only if it is needed.
+        order: Gives the layers, the most sensitive first, none if that is of no use; called only if it is needed.
         drop_of: Points lost with some layers relaxed.
         max_drop: The budget, in points.
     """
@@ -120,6 +120,8 @@ def relax(
     if first <= max_drop:
         return Relaxation(first, first, (), True)
     layers = tuple(order())
+    if not layers:
+        return Relaxation(first, first, (), False)
     low, high = 0, 1
     while (drop := drop_of(layers[:high])) > max_drop and high < len(layers):
         low, high = high, min(2 * high, len(layers))

@@ -164,7 +164,7 @@ def to_tflite_within(
 
     Where a file loses more than the budget, the layers that lose most are computed more finely until it does not: with
     activations quantised on the fly, in an integer-only kind with int16 activations, in `int4` with int8 weights. What
-    merged patches lose counts too; finer layers may not win it back.
+    merged patches lose counts too: where that alone is more than the budget, no layer is relaxed.
 
     Args:
         calibration: Training pictures.
@@ -242,14 +242,18 @@ def _convert(
         pictures = None
         if (calibrated or rounded) and calibration is not None:
             pictures = sample(calibration, model.input_shape[1:3], options.calibration_pictures)
-        if validation is not None:
-            np.savez(f"{job}/validation.npz", images=validation[0], labels=validation[1])
         changes = {"with_attention": options.with_attention, "merge_tokens": options.merge_tokens}
         lean = rewrite(model, options.rewrites, pictures, **changes)
         # Merging alone changes what is computed.
         exact = rewrite(model, options.rewrites, pictures) if options.merge_tokens else lean
         chances = gives_chances(check_copy(model, exact, pictures))
-        accuracy = None if validation is None else accuracy_of(exact, *validation)
+        merges = options.merge_tokens > 0
+        if not (merges or any(KINDS[kind].rules for kind in kinds if kind in (max_drop or ()))):
+            validation = None  # Nothing can be lost.
+        accuracy = None
+        if validation is not None:
+            np.savez(f"{job}/validation.npz", images=validation[0], labels=validation[1])
+            accuracy = accuracy_of(exact, *validation)
         del exact
         if chances and options.output == "logits":
             logger.warning("%s ends in a softmax that cannot be taken off: files give probabilities.", model.name)
@@ -264,7 +268,7 @@ def _convert(
             "output": options.output,
             "max_drop": dict(max_drop or {}),
             "accuracy": accuracy,
-            "merges": options.merge_tokens > 0,
+            "merges": merges,
             "sensitivity": list(sensitivity),
             "targets": {kind: str(path.absolute()) for kind, path in targets.items()},
         }

@@ -147,7 +147,8 @@ def _add_export(parser: Parser) -> None:
         dest="max_drop",
         type=float | None,
         help="Points of accuracy that a file may lose "
-        "on the validation pictures: layers are computed more finely until it does not.",
+        "on the validation pictures, what merged patches lose included: layers are computed more finely until it "
+        "does not.",
     )
     parser.add_argument(
         "--integer-only",
@@ -256,7 +257,9 @@ def _devices(options: Any) -> int:
     from vit_keras.export import check_devices
 
     from . import display
+    from .run_folder import recover_file
 
+    recover_file(options.path)
     targets = asked(options["for"])
     checks = check_devices(options.path, targets or ("all",))
     display.devices(checks, options.path)
@@ -272,7 +275,10 @@ def _benchmark(options: Any) -> None:
     from vit_keras.export import benchmark
 
     from . import display
+    from .run_folder import recover_file
 
+    for file in options.files:
+        recover_file(file)
     display.benchmarks(benchmark(options.files, options.threads))
 
 
@@ -291,7 +297,10 @@ def _verify(options: Any) -> int:
     from vit_keras.export import verify_golden
 
     from . import display
+    from .run_folder import recover_file
 
+    for file in options.files:
+        recover_file(file)
     checks = [verify_golden(file, options.golden) for file in options.files]
     display.golden(checks)
     return int(not all(check.passed for check in checks))

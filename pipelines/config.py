@@ -83,7 +83,7 @@ class ExportConfig:
             with merge_tokens but those that are integer throughout.
         targets: Places where the files shall run, as cpu,gpu, or all: the kind that suits each is made.
         max_drop: Points of accuracy that a file may lose on the validation pictures, >= 0: layers are computed more
-            finely until it does not. No limit if not given.
+            finely until it does not. What merged patches lose counts too. No limit if not given.
         integer_only: Whether only kinds without any float operator are made; a file that has one all the same, for want
             of an integer kernel, is refused.
         sensitivity: Whether the report shows what quantising does to each layer; takes a conversion per layer.
@@ -93,7 +93,7 @@ class ExportConfig:
         with_attention: Whether each file is also written with its attention as a second output, which pages and apps
             can draw over the picture; the report says what that costs.
         merge_tokens: Share of the patches that are merged into others that are like them, 0 to 0.5: files compute less,
-            and may lose a little accuracy.
+            and may lose a little accuracy, which counts for max_drop, and for the half a point that int4 may lose.
         saved_model: Whether a SavedModel is written too.
         calibration_pictures: Training pictures that the ranges of integer tensors are measured on, >= 1.
         validation_pictures: Most validation pictures that a file is held to max_drop on, >= 1.

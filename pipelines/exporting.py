@@ -245,9 +245,11 @@ def _refused(kind: str, relaxation: Relaxation, limit: float, merges: bool) -> b
     """Whether a file is of no use because it is beyond its kind's own limit; says of any limit when it is exceeded."""
     if relaxation.within:
         return False
+    how = ", with all layers relaxed" if relaxation.layers else ""
+    if merges and not relaxation.layers:
+        how = ", and merged patches alone lose more than that"
     logger.warning(
-        "%s loses %.2f points on the validation pictures, more than %.2f, with all layers relaxed.%s",
-        *(kind, relaxation.drop, limit, " A smaller merge_tokens loses less." if merges else ""),
+        "%s loses %.2f points on the validation pictures, more than %.2f%s.", *(kind, relaxation.drop, limit, how)
     )
     if KINDS[kind].max_drop is None:
         return False

@@ -15,7 +15,7 @@ from vit_keras.export.inspection import inspect_file
 from vit_keras.export.saved_model import decode_picture
 
 from .pictures import picture_fault
-from .run_folder import RunFolder, framing_of, labels_of, read_labels, run_of
+from .run_folder import RunFolder, framing_of, labels_of, read_labels, recover_file
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def predict(path: str | Path, pictures: Sequence[str | Path]) -> list[Prediction
     path = Path(path)
     check_pictures(pictures)
     if path.suffix == ".tflite":
-        run_of(path).recover()
+        recover_file(path)
         try_file(path)
         classifier = Classifier(path)
         logits = classifier.logits(read_pictures(pictures, classifier.image_size, framing_of(path)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vit_keras.export.files import alone, bring_back, has_set_aside, is_whole, remove, replacing
+from vit_keras.export.files import LOCKS, alone, bring_back, has_set_aside, is_whole, remove, replacing
 from vit_keras.export.framing import Framing
 
 from .config import RunConfig
@@ -109,9 +109,9 @@ class RunFolder:
         self.write_text(self.config_file, write_yaml(config.to_dict()))
 
     def recover(self) -> None:
-        """Brings back the files that a killed export has taken out of the way, unless another is at work on them."""
-        if has_set_aside(self.export):
-            with suppress(FileExistsError), alone(self.path, "export"):
+        """Brings back the files that a killed export has set aside, where no other can be at work on them."""
+        if LOCKS and has_set_aside(self.export):
+            with suppress(OSError), alone(self.path, "export"):
                 bring_back(self.export)
 
     def clear(self) -> None:
@@ -259,6 +259,15 @@ def run_of(file: Path) -> RunFolder:
     """Returns the run that a file in its `export/` is of: where the file is said to be, or where links lead to."""
     said, led = (RunFolder(place.parent.parent) for place in (file.absolute(), file.resolve()))
     return said if said.config_file.is_file() else led
+
+
+def recover_file(file: str | Path) -> None:
+    """Brings a file back that a killed export of its run has taken out of the way; see `RunFolder.recover`."""
+    file = Path(file)
+    if not file.exists() and has_set_aside(file.parent):
+        run = run_of(file)
+        if run.export.resolve() == file.parent.resolve():
+            run.recover()
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

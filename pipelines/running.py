@@ -32,7 +32,7 @@ from .preprocessing import batches
 from .proof import report_files, report_run
 from .report import plot_history
 from .resolving import folder_of, resolve
-from .run_folder import RunFolder, run_of
+from .run_folder import RunFolder, recover_file, run_of
 from .sheet import picture_sheet
 from .training import check_fit, write_metrics
 
@@ -106,7 +106,7 @@ def evaluate(path: str | Path) -> Evaluation:
     is_file = path.suffix == ".tflite"
     folder = run_of(path) if is_file else RunFolder(path)
     if is_file:
-        folder.recover()
+        recover_file(path)
         try_file(path)
     if is_file and not folder.config_file.is_file():
         raise FileNotFoundError(f"{path} must lie in the export/ of a run: on its test pictures it is evaluated.")

@@ -11,7 +11,7 @@ from vit_keras.export import KINDS, TARGETS, build_page, inspect_file, page_serv
 from vit_keras.export.page import check_classifier
 from vit_keras.messages import nearest
 
-from .run_folder import RunFolder, framing_of, labels_of, run_of
+from .run_folder import RunFolder, framing_of, labels_of, recover_file
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def chosen_file(path: Path, kind: str | None = None) -> Path:
     if path.suffix == ".tflite":
         if kind is not None:
             raise ValueError(f"kind belongs to a run's folder. Received: kind={kind!r} for {path}")
-        run_of(path).recover()
+        recover_file(path)
         return path
     run = RunFolder(path)
     run.load_config()

@@ -109,6 +109,15 @@ def test_rows_of_patches_are_projected_as_patches_are(shape, tmp_path):
     kernel, bias = layer.get_weights()
     copy.set_weights([copy.rows(kernel), bias + 1])
     np.testing.assert_allclose(copy(pictures), expected + 1, atol=1e-5)
+    higher = np.concatenate([pictures, pictures], axis=1)
+    np.testing.assert_allclose(copy(higher), layer(higher) + 1, atol=1e-5)
+
+
+def test_filters_of_a_rewritten_model_can_be_shown():
+    model = with_pixels(MODELS["token"])
+    filters = vit_keras.explain.patch_filters(model)
+    found = vit_keras.explain.patch_filters(rewrite(model, ["patches"]))
+    np.testing.assert_allclose(found, filters, atol=1e-6)
 
 
 def test_patches_are_projected_with_a_row_of_pixels_as_channels(tmp_path):

@@ -12,6 +12,7 @@ import time
 import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -24,11 +25,11 @@ from PIL import Image
 
 import vit_keras
 from vit_keras import create_model, load_model, weights
-from vit_keras.export import KINDS, Classifier, Framing, Relaxation, read_labels, to_saved_model, to_tflite
+from vit_keras.export import KINDS, Classifier, Framing, LayerError, Relaxation, read_labels, to_saved_model, to_tflite
 from vit_keras.export.files import alone
 from vit_keras.export.quantize import DEFAULT_KINDS
 from vit_keras.export.saved_model import decode_picture
-from vit_keras.pipelines import cli, display, exporting, fitting, proof, running
+from vit_keras.pipelines import cli, display, exporting, fitting, proof, run_folder, running
 from vit_keras.pipelines.config import DistillConfig, ExportConfig, FitConfig, InputConfig, RunConfig
 from vit_keras.pipelines.environment import environment
 from vit_keras.pipelines.prediction import predict
@@ -526,7 +527,17 @@ def test_files_of_other_settings_or_of_another_model_are_not_taken_for_those_ask
         running.export(run_copy, ExportConfig(kinds="float32", saved_model=False))
 
 
-def test_what_was_found_out_about_a_file_goes_with_it(run_copy):
+@pytest.fixture
+def quick_sensitivity(monkeypatch):
+    """Something that is quickly found out, in place of a conversion for each layer."""
+
+    def measured(model, kinds, *args, **kwargs):
+        return {kind: [LayerError("output", 0.1, 0.2)] for kind in kinds}
+
+    monkeypatch.setattr(exporting, "measure_sensitivity", measured)
+
+
+def test_what_was_found_out_about_a_file_goes_with_it(run_copy, quick_sensitivity):
     config = {"kinds": "static_int8", "saved_model": False}
     [artefact] = running.export(run_copy, ExportConfig(**config, max_drop=0.0), overwrite=True)["artefacts"]
     assert artefact["relaxation"]
@@ -662,6 +673,34 @@ def test_files_are_there_where_an_export_that_replaced_them_was_killed(run_copy)
         assert sums(export) == before
 
 
+def test_what_a_killed_export_has_set_aside_is_left_to_those_who_may(run_copy, monkeypatch):
+    export, picture = run_copy / "export", run_copy / "history.png"
+    file, aside = export / "model.float32.tflite", export / ".partial.replaced"
+    aside.mkdir()
+    file.replace(aside / file.name)
+    predict(export / "model.static_int8.tflite", [picture])  # Nothing that is asked for is missing.
+    with pytest.raises(FileNotFoundError):
+        predict(run_copy / "models" / "of_no_run.tflite", [picture])
+    opened = Path.open
+
+    def read_only(path, mode="r", *args, **kwargs):
+        if path.name.endswith("lock"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    for name, value in ((f"{Path.__module__}.Path.open", read_only), (f"{run_folder.__name__}.LOCKS", False)):
+        with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match=r"model\.float32\.tflite"):
+            patch.setattr(name, value)
+            predict(file, [picture])
+    assert (aside / file.name).exists()
+    for command in (["devices", str(file)], ["benchmark", str(file)], ["verify", str(file)]):
+        if not aside.exists():
+            aside.mkdir()
+            file.replace(aside / file.name)
+        cli.main(command)
+        assert file.exists() and not aside.exists()
+
+
 def test_a_run_goes_on_where_an_export_that_replaced_files_was_killed(run_copy):
     before = sums(run_copy / "export")
     (run_copy / "export" / ".partial.replaced").mkdir()
@@ -672,7 +711,7 @@ def test_a_run_goes_on_where_an_export_that_replaced_files_was_killed(run_copy):
     assert sums(run_copy / "export") == before
 
 
-def test_damaged_notes_on_files_are_left_out(run_copy, caplog):
+def test_damaged_notes_on_files_are_left_out(run_copy, caplog, quick_sensitivity):
     config = ExportConfig(kinds="static_int8", saved_model=False, sensitivity=True, max_drop=99.0)
     running.export(run_copy, config, overwrite=True)
     export = run_copy / "export"

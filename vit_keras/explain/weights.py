@@ -35,6 +35,8 @@ def convolution_filters(model: keras.Model) -> dict[str, np.ndarray]:
         convolution = layer.projection if isinstance(layer, PatchEmbedding) else layer
         if type(convolution) is keras.layers.Conv2D:
             kernel = keras.ops.convert_to_numpy(convolution.kernel)  # (kh, kw, C, count)
+            if isinstance(layer, PatchEmbedding):  # A rewritten model's has a row of pixels as channels.
+                kernel = kernel.reshape(layer.patch_size, layer.patch_size, -1, layer.hidden_dim)
             found[layer.name] = np.transpose(kernel, (3, 0, 1, 2)).astype("float32")
     return found
 

@@ -22,6 +22,7 @@ from .cli_parts import add_overwrite, asked, ended_as_by_hand, quiet_tensorflow
 from .cli_tune import add_tune, tune
 from .config import AugmentConfig, ExportConfig, InputConfig, RunConfig
 from .parsing import ConfigFile, Parser
+from .run_folder import recover_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,7 +258,6 @@ def _devices(options: Any) -> int:
     from vit_keras.export import check_devices
 
     from . import display
-    from .run_folder import recover_file
 
     recover_file(options.path)
     targets = asked(options["for"])
@@ -275,7 +275,6 @@ def _benchmark(options: Any) -> None:
     from vit_keras.export import benchmark
 
     from . import display
-    from .run_folder import recover_file
 
     for file in options.files:
         recover_file(file)
@@ -297,7 +296,6 @@ def _verify(options: Any) -> int:
     from vit_keras.export import verify_golden
 
     from . import display
-    from .run_folder import recover_file
 
     for file in options.files:
         recover_file(file)
